@@ -1,0 +1,3 @@
+//! In work.
+
+fn main() {}

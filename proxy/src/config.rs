@@ -1,0 +1,240 @@
+//! What we were told to do: the final, typed configuration. Files below turn file, environment and flags into it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::{Product, Site};
+
+/// The whole configuration, valid by construction. The master sends it to the worker as JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// The Datadog site; every intake name is built from it.
+    pub site: Site,
+    /// Logging.
+    pub log: Log,
+    /// The fixed ports of the Agent's `fips.*` settings.
+    pub explicit: Explicit,
+    /// Interception by eBPF.
+    pub intercept: Intercept,
+    /// The way to the intake.
+    pub upstream: Upstream,
+    /// Bounds on what we hold and wait for.
+    pub limits: Limits,
+    /// Status page, metrics, health and the admin socket.
+    pub status: Status,
+    /// The unprivileged process that does the network work.
+    pub worker: Worker,
+}
+
+/// `log.*`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Log {
+    /// A level, or directives as in `info,agent_fips_proxy::relay=debug`.
+    pub level: String,
+    /// How a line looks.
+    pub format: LogFormat,
+    /// Write one line per request to the target `access` (`log.access`).
+    pub access: bool,
+}
+
+/// `log.format`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// `explicit.*`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explicit {
+    /// Serve the product ports.
+    pub enabled: bool,
+    /// Where the product ports are bound.
+    pub local_address: ListenAddress,
+    /// The first port of the range; offsets are a contract with Agents in the field.
+    pub port_range_start: u16,
+}
+
+/// Where to listen: `localhost` means both loopbacks, each bound by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum ListenAddress {
+    /// 127.0.0.1 and ::1.
+    Localhost,
+    /// Exactly this address.
+    Ip(IpAddr),
+}
+
+impl ListenAddress {
+    /// The addresses to bind.
+    pub fn addresses(self) -> Vec<IpAddr> {
+        match self {
+            Self::Localhost => vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)],
+            Self::Ip(ip) => vec![ip],
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Localhost => f.write_str("localhost"),
+            Self::Ip(ip) => ip.fmt(f),
+        }
+    }
+}
+
+impl From<ListenAddress> for String {
+    fn from(address: ListenAddress) -> Self {
+        address.to_string()
+    }
+}
+
+impl TryFrom<String> for ListenAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if text.eq_ignore_ascii_case("localhost") {
+            return Ok(Self::Localhost);
+        }
+        text.trim_matches(['[', ']'])
+            .parse()
+            .map(Self::Ip)
+            .map_err(|_| format!("`{text}` is neither `localhost` nor an IP address"))
+    }
+}
+
+/// `intercept.*`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intercept {
+    /// Take the Agent's connections.
+    pub enabled: bool,
+    /// True when the operator asked for it (file, environment or flag): then failing to provide it stops the start.
+    /// When it is only the default, a host without the privilege serves the explicit ports and says so.
+    pub requested: bool,
+    /// Which datapath.
+    pub datapath: Datapath,
+    /// Who is an Agent: cgroup path globs, relative to the cgroup2 root.
+    pub agent_cgroups: Vec<String>,
+    /// Destination ports that are taken; at most [`proxy_ebpf::MAX_PORTS`].
+    pub ports: Vec<u16>,
+    /// Destinations that are taken besides the addresses of the intake names.
+    pub cidrs: Vec<IpNet>,
+    /// What happens to TLS on an intercepted connection.
+    pub https: HttpsPolicy,
+    /// What a selected connection does when nobody listens here.
+    pub on_failure: OnFailure,
+}
+
+/// `intercept.datapath`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Datapath {
+    /// `cgroup` where possible.
+    Auto,
+    /// Rewrite at `connect()`.
+    Cgroup,
+}
+
+/// `intercept.https`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HttpsPolicy {
+    /// The Agent's own TLS session goes to its original destination untouched.
+    Passthrough,
+}
+
+/// `intercept.on_failure`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// The connect fails: nothing leaves except through us.
+    Closed,
+    /// The connect goes out as without us, and is counted.
+    Open,
+}
+
+/// `upstream.*`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upstream {
+    /// The intake's port.
+    pub port: u16,
+    /// Trust only these roots instead of the system's (PEM).
+    pub ca_file: Option<PathBuf>,
+    /// Which TLS is approved.
+    pub tls_policy: TlsPolicy,
+    /// Non-public networks that may be dialled: PrivateLink, a gateway on this host.
+    pub allow_private: Vec<IpNet>,
+    /// Product to `host[:port]` that is dialled in place of the intake's own address; the certificate is still verified
+    /// for the intake name.
+    pub endpoints: BTreeMap<Product, Endpoint>,
+    /// TCP and TLS set-up of one address.
+    pub connect_timeout: Duration,
+    /// From the request's last byte (or the last progress of its body) to the response head.
+    pub response_timeout: Duration,
+    /// How long an unused connection to the intake is kept.
+    pub pool_idle_timeout: Duration,
+}
+
+/// `host[:port]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Name or address.
+    pub host: String,
+    /// Port, when it is not `upstream.port`.
+    pub port: Option<u16>,
+}
+
+/// `upstream.tls_policy`. There is no "off".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TlsPolicy {
+    /// TLS 1.2 with extended master secret, and 1.3.
+    Fips,
+    /// TLS 1.3 only; both halves of a hybrid group approved.
+    Strict,
+}
+
+/// `limits.*`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Client connections held at once, all listeners together; beyond it a connection is answered 503 and closed.
+    pub max_connections: usize,
+    /// A client connection between two requests.
+    pub idle_timeout: Duration,
+    /// From the first byte of a request head to its last.
+    pub header_timeout: Duration,
+    /// Bytes of a request or response head.
+    pub max_header_bytes: usize,
+    /// How long a draining worker waits for requests in flight.
+    pub drain_timeout: Duration,
+}
+
+/// `status.*`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Where the status page is bound.
+    pub address: ListenAddress,
+    /// Its port: `explicit.port_range_start` unless set.
+    pub port: u16,
+    /// The admin socket.
+    pub socket: PathBuf,
+}
+
+/// `worker.*`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Worker {
+    /// The user the worker becomes when the master is root.
+    pub user: String,
+    /// Data threads; each has its own listeners and pool.
+    pub threads: usize,
+}

@@ -1,0 +1,21 @@
+//! agent-fips-proxy: takes the Datadog Agent's intake connections and re-encrypts them with a FIPS 140-3 validated
+//! module.
+//!
+//! The path of a connection, module by module (docs/ARCHITECTURE.md tells it as a story):
+//!
+//! 1. [`config`] says what to do, [`catalog`] knows what the Agent talks to.
+//! 2. [`supervise`] is the master: it binds listeners, attaches the programs, starts and replaces the worker.
+//! 3. [`intercept`] is the kernel side: it loads the eBPF programs that bring the Agent's connections here.
+//! 4. [`relay`] is the worker: accept, origin, classify, decide, http or tunnel, upstream, outcome.
+//! 5. [`tls`] is the only place that names rustls or the crypto module.
+//! 6. [`observe`] tells the world: logs, metrics, status, redaction.
+//! 7. [`cli`] is one verb a file.
+
+pub mod catalog;
+pub mod cli;
+pub mod config;
+pub mod intercept;
+pub mod observe;
+pub mod relay;
+pub mod supervise;
+pub mod tls;

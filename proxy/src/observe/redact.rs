@@ -1,0 +1,1 @@
+//! What must never be told: keys and the like, taken out of everything that is logged or shown.

@@ -1,0 +1,123 @@
+//! One record per connection and one per request: made at accept, filled along the path, emitted exactly once, also when
+//! the task is dropped half way (then as an abort).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::Product;
+use crate::tls::Negotiated;
+
+/// How a connection came to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Via {
+    /// A port of the Agent's `fips.*` range.
+    Explicit,
+    /// Taken at `connect()` by the cgroup programs.
+    Cgroup,
+}
+
+/// How a request or connection ended: a closed set, derived from error types, never from text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Relayed; the status is the intake's.
+    Ok,
+    /// The client went away before the end.
+    ClientAborted,
+    /// Refused: malformed or ambiguous (400).
+    BadRequest,
+    /// Refused: the name is not ours to serve on this connection (421).
+    Misdirected,
+    /// Refused: over a limit (503).
+    Overloaded,
+    /// Refused: we are draining (503).
+    Draining,
+    /// No usable address for the name (503).
+    NoAddress,
+    /// TCP towards the intake failed (502).
+    UpstreamConnect,
+    /// TLS towards the intake failed (502).
+    UpstreamTls,
+    /// The intake broke the connection or the protocol (502).
+    UpstreamProtocol,
+    /// The intake was too slow (504).
+    UpstreamTimeout,
+    /// The client did not finish its request head in time.
+    ClientTimeout,
+    /// An accepted connection that no program of ours brought here; closed without a byte.
+    NoOrigin,
+    /// Something of ours failed (502).
+    Internal,
+}
+
+/// One request. Holds no header value, no query and no body.
+#[derive(Clone, Debug)]
+pub struct RequestRecord {
+    /// The product, when the name belongs to one.
+    pub product: Option<Product>,
+    /// How the connection came.
+    pub via: Via,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// Where the client meant to go; absent on explicit ports.
+    pub original_dst: Option<SocketAddr>,
+    /// Method.
+    pub method: http::Method,
+    /// Path without query, redacted.
+    pub path: String,
+    /// The intake name that was verified.
+    pub upstream_name: Option<String>,
+    /// The address that was used.
+    pub upstream_addr: Option<SocketAddr>,
+    /// What TLS agreed on towards the intake.
+    pub tls: Option<Arc<Negotiated>>,
+    /// Protocol towards the intake, `1.1` or `2`.
+    pub upstream_http: Option<&'static str>,
+    /// The status sent to the client; 0 when none was sent.
+    pub status: u16,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Body bytes from the client.
+    pub bytes_up: u64,
+    /// Body bytes to the client.
+    pub bytes_down: u64,
+    /// From the request head to the end of the response body.
+    pub duration: Duration,
+    /// Upstream attempts beyond the first.
+    pub retries: u32,
+    /// Why it failed; redacted, for people.
+    pub error: Option<String>,
+}
+
+/// One client connection.
+#[derive(Clone, Debug)]
+pub struct ConnectionRecord {
+    /// How it came.
+    pub via: Via,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// Where the client meant to go.
+    pub original_dst: Option<SocketAddr>,
+    /// What the first bytes were: `http1`, `http2`, `tls`, `opaque`, `silent`; absent when none came.
+    pub class: Option<&'static str>,
+    /// What was done: `terminate`, `tunnel`, `refuse`.
+    pub decision: &'static str,
+    /// The name asked for, when there was one.
+    pub name: Option<String>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Requests served.
+    pub requests: u64,
+    /// Bytes from the client (tunnel only; requests count their own).
+    pub bytes_up: u64,
+    /// Bytes to the client (tunnel only).
+    pub bytes_down: u64,
+    /// How long it lasted.
+    pub duration: Duration,
+    /// Why it failed; redacted, for people.
+    pub error: Option<String>,
+}
