@@ -1,1 +1,22 @@
-//! In work.
+//! The process model: a small privileged master that owns descriptors and kernel state, and an unprivileged worker that
+//! does the network work. The master parses no byte from the network and holds no TLS state.
+//!
+//! - [`master`]: the event loop; starts, replaces and drains workers, reloads, toggles, stops.
+//! - [`listeners`]: what is bound, each by itself; a busy port is reported by name and the others serve.
+//! - [`interception`]: on, off and unavailable: the master's side of the kernel programs.
+//! - [`channel`] and [`protocol`]: how master and worker talk; descriptors travel beside the first message.
+//! - [`process`]: starting a worker and knowing when it ended.
+//! - [`worker`]: what the child does; [`privileges`]: what it gives up first.
+//! - [`admin`]: the socket that `status` and `intercept on|off` speak to.
+//! - [`notify`]: the service manager.
+
+pub mod admin;
+pub mod channel;
+pub mod interception;
+pub mod listeners;
+pub mod master;
+pub mod notify;
+pub mod privileges;
+pub mod process;
+pub mod protocol;
+pub mod worker;

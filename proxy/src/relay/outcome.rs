@@ -121,3 +121,58 @@ pub struct ConnectionRecord {
     /// Why it failed; redacted, for people.
     pub error: Option<String>,
 }
+
+impl Via {
+    /// The label in logs and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Explicit => "explicit",
+            Self::Cgroup => "cgroup",
+        }
+    }
+}
+
+impl Outcome {
+    /// Every outcome, in the order of the metrics.
+    pub const ALL: [Self; 14] = [
+        Self::Ok,
+        Self::ClientAborted,
+        Self::BadRequest,
+        Self::Misdirected,
+        Self::Overloaded,
+        Self::Draining,
+        Self::NoAddress,
+        Self::UpstreamConnect,
+        Self::UpstreamTls,
+        Self::UpstreamProtocol,
+        Self::UpstreamTimeout,
+        Self::ClientTimeout,
+        Self::NoOrigin,
+        Self::Internal,
+    ];
+
+    /// The label in logs and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::ClientAborted => "client_aborted",
+            Self::BadRequest => "bad_request",
+            Self::Misdirected => "misdirected",
+            Self::Overloaded => "overloaded",
+            Self::Draining => "draining",
+            Self::NoAddress => "no_address",
+            Self::UpstreamConnect => "upstream_connect",
+            Self::UpstreamTls => "upstream_tls",
+            Self::UpstreamProtocol => "upstream_protocol",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::ClientTimeout => "client_timeout",
+            Self::NoOrigin => "no_origin",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// True when somebody should look: not for a client that went away or idled.
+    pub fn is_failure(self) -> bool {
+        !matches!(self, Self::Ok | Self::ClientAborted | Self::ClientTimeout)
+    }
+}

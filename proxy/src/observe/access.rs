@@ -1,0 +1,148 @@
+//! One line per request in the access log, and one warning per failure, rate-limited, whether or not that log is on.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crate::observe::logging::ACCESS;
+use crate::relay::outcome::{ConnectionRecord, Outcome, RequestRecord};
+
+/// Failures of one kind that are logged within [`WINDOW`]; the rest are counted and told with the next.
+const BURST: u32 = 5;
+/// How long a kind of failure stays quiet after [`BURST`] lines.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// Writes records to the log.
+#[derive(Default)]
+pub struct AccessLog {
+    enabled: bool,
+    limits: Mutex<HashMap<(&'static str, Outcome), Limit>>,
+}
+
+struct Limit {
+    since: Instant,
+    written: u32,
+    suppressed: u64,
+}
+
+impl AccessLog {
+    /// `enabled` is `log.access`; failures are told in either case.
+    pub fn new(enabled: bool) -> Self {
+        Self { enabled, limits: Mutex::default() }
+    }
+
+    /// One request.
+    pub fn request(&self, r: &RequestRecord) {
+        if self.enabled {
+            tracing::info!(
+                target: ACCESS,
+                product = r.product.map_or("-", |p| p.name()),
+                via = r.via.label(),
+                client = %r.client,
+                original_dst = r.original_dst.map(tracing::field::display),
+                method = r.method.as_str(),
+                path = r.path.as_str(),
+                upstream_name = r.upstream_name.as_deref(),
+                upstream_addr = r.upstream_addr.map(tracing::field::display),
+                tls_version = r.tls.as_ref().map(|t| t.version.as_str()),
+                tls_suite = r.tls.as_ref().map(|t| t.suite.as_str()),
+                tls_group = r.tls.as_ref().and_then(|t| t.group.as_deref()),
+                upstream_http = r.upstream_http,
+                status = r.status,
+                outcome = r.outcome.label(),
+                bytes_up = r.bytes_up,
+                bytes_down = r.bytes_down,
+                duration_us = u64::try_from(r.duration.as_micros()).unwrap_or(u64::MAX),
+                retries = r.retries,
+                error = r.error.as_deref(),
+                "request"
+            );
+        }
+        if r.outcome.is_failure() {
+            let product = r.product.map_or("-", |p| p.name());
+            if let Some(suppressed) = self.allow(product, r.outcome) {
+                tracing::warn!(
+                    product,
+                    via = r.via.label(),
+                    upstream = r.upstream_name.as_deref(),
+                    address = r.upstream_addr.map(tracing::field::display),
+                    status = r.status,
+                    outcome = r.outcome.label(),
+                    suppressed,
+                    error = r.error.as_deref(),
+                    "request failed"
+                );
+            }
+        }
+    }
+
+    /// One connection. Its requests have their own lines, so only what was not terminated is told.
+    pub fn connection(&self, c: &ConnectionRecord) {
+        if self.enabled && c.decision != "terminate" {
+            tracing::info!(
+                target: ACCESS,
+                via = c.via.label(),
+                client = %c.client,
+                original_dst = c.original_dst.map(tracing::field::display),
+                class = c.class,
+                decision = c.decision,
+                name = c.name.as_deref(),
+                outcome = c.outcome.label(),
+                bytes_up = c.bytes_up,
+                bytes_down = c.bytes_down,
+                duration_us = u64::try_from(c.duration.as_micros()).unwrap_or(u64::MAX),
+                error = c.error.as_deref(),
+                "connection"
+            );
+        }
+        if c.outcome.is_failure() && c.error.is_some() {
+            if let Some(suppressed) = self.allow(c.decision, c.outcome) {
+                tracing::warn!(
+                    via = c.via.label(),
+                    original_dst = c.original_dst.map(tracing::field::display),
+                    decision = c.decision,
+                    outcome = c.outcome.label(),
+                    suppressed,
+                    error = c.error.as_deref(),
+                    "connection failed"
+                );
+            }
+        }
+    }
+
+    /// `Some(how many were kept back since the last)` when a line may be written.
+    fn allow(&self, kind: &'static str, outcome: Outcome) -> Option<u64> {
+        let now = Instant::now();
+        let mut limits = self.limits.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let limit = limits.entry((kind, outcome)).or_insert(Limit { since: now, written: 0, suppressed: 0 });
+        if now.duration_since(limit.since) >= WINDOW {
+            limit.since = now;
+            limit.written = 0;
+        }
+        if limit.written < BURST {
+            limit.written += 1;
+            return Some(std::mem::take(&mut limit.suppressed));
+        }
+        limit.suppressed += 1;
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_one_failure_is_told_a_few_times_and_counted() {
+        let log = AccessLog::new(false);
+        let told = (0..100).filter(|_| log.allow("logs", Outcome::UpstreamTls).is_some()).count();
+        assert_eq!(told, 5);
+        assert!(log.allow("logs", Outcome::UpstreamConnect).is_some(), "another failure is told");
+        assert!(log.allow("traces", Outcome::UpstreamTls).is_some(), "another product is told");
+        let mut limits = log.limits.lock().unwrap();
+        let limit = limits.get_mut(&("logs", Outcome::UpstreamTls)).unwrap();
+        limit.since = Instant::now().checked_sub(WINDOW).unwrap();
+        drop(limits);
+        assert_eq!(log.allow("logs", Outcome::UpstreamTls), Some(95));
+    }
+}

@@ -1,0 +1,282 @@
+//! What is bound. Every port is bound by itself: a busy one is reported by name and tried again, the others serve.
+//!
+//! Each address has one socket per data thread, a `SO_REUSEPORT` set, so that threads share nothing. The master keeps
+//! them all: connections wait in their backlogs while a worker is replaced.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::protocol::{ListenerStatus, Passed, Purpose};
+use crate::catalog::TABLE;
+use crate::config::Config;
+
+/// Pending connections per socket; the kernel caps it at net.core.somaxconn (4096 since Linux 5.4).
+const BACKLOG: i32 = 4096;
+
+/// One address that should be bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// What for.
+    pub purpose: Purpose,
+    /// Where; port 0 lets the kernel choose.
+    pub address: SocketAddr,
+}
+
+/// Every listener, bound or not.
+pub struct Listeners {
+    threads: usize,
+    slots: Vec<Slot>,
+}
+
+struct Slot {
+    wanted: Wanted,
+    bound: Result<Vec<TcpListener>, String>,
+}
+
+impl Slot {
+    fn address(&self) -> SocketAddr {
+        match &self.bound {
+            Ok(sockets) => sockets.first().and_then(|s| s.local_addr().ok()).unwrap_or(self.wanted.address),
+            Err(_) => self.wanted.address,
+        }
+    }
+}
+
+/// The status page and the product ports that `config` asks for.
+pub fn wanted(config: &Config) -> Vec<Wanted> {
+    let mut wanted: Vec<Wanted> = config
+        .status
+        .address
+        .addresses()
+        .into_iter()
+        .map(|ip| Wanted { purpose: Purpose::Status, address: SocketAddr::new(ip, config.status.port) })
+        .collect();
+    if config.explicit.enabled {
+        for entry in TABLE {
+            let Some(offset) = entry.offset else { continue };
+            // Checked by the configuration: the last offset stays below 65536.
+            let port = config.explicit.port_range_start.saturating_add(offset);
+            wanted.extend(config.explicit.local_address.addresses().into_iter().map(|ip| Wanted {
+                purpose: Purpose::Explicit(entry.product),
+                address: SocketAddr::new(ip, port),
+            }));
+        }
+    }
+    wanted
+}
+
+/// The two loopbacks that intercepted connections are brought to, on ports that the kernel chooses.
+pub fn wanted_for_interception() -> [Wanted; 2] {
+    [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
+        .map(|ip| Wanted { purpose: Purpose::Intercept, address: SocketAddr::new(ip, 0) })
+}
+
+impl Listeners {
+    /// No listener yet; every address will have `threads` sockets.
+    pub fn new(threads: usize) -> Self {
+        Self { threads: threads.max(1), slots: Vec::new() }
+    }
+
+    /// Makes the set equal to `wanted`: keeps what is there, closes what is not wanted any more, binds what is new.
+    /// Interception's listeners are not part of it: see [`Listeners::add_interception`].
+    pub fn reconcile(&mut self, wanted: &[Wanted]) {
+        self.slots.retain(|slot| slot.wanted.purpose == Purpose::Intercept || wanted.contains(&slot.wanted));
+        for want in wanted {
+            if !self.slots.iter().any(|slot| slot.wanted == *want) {
+                self.bind(*want);
+            }
+        }
+    }
+
+    /// Binds the loopback listeners of interception, once.
+    pub fn add_interception(&mut self) {
+        if self.slots.iter().all(|slot| slot.wanted.purpose != Purpose::Intercept) {
+            for want in wanted_for_interception() {
+                self.bind(want);
+            }
+        }
+    }
+
+    /// Tries again what could not be bound; true when something is bound now that was not.
+    pub fn retry(&mut self) -> bool {
+        let mut changed = false;
+        for slot in self.slots.iter_mut().filter(|slot| slot.bound.is_err()) {
+            if let Ok(sockets) = bind_set(slot.wanted.address, self.threads) {
+                tracing::info!(name = slot.wanted.purpose.name(), address = %slot.wanted.address, "listener bound after all");
+                slot.bound = Ok(sockets);
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// For status and readiness.
+    pub fn status(&self) -> Vec<ListenerStatus> {
+        self.slots
+            .iter()
+            // A host without IPv6 has no ::1 to be intercepted to, and no IPv6 connection to intercept.
+            .filter(|slot| slot.bound.is_ok() || slot.wanted.purpose != Purpose::Intercept)
+            .map(|slot| ListenerStatus {
+                name: slot.wanted.purpose.name().to_owned(),
+                address: slot.address(),
+                bound: slot.bound.is_ok(),
+                error: slot.bound.as_ref().err().cloned(),
+            })
+            .collect()
+    }
+
+    /// Everything that is bound, as a worker receives it.
+    pub fn passed(&self) -> (Vec<Passed>, Vec<BorrowedFd<'_>>) {
+        let mut passed = Vec::new();
+        let mut descriptors = Vec::new();
+        for slot in &self.slots {
+            let Ok(sockets) = &slot.bound else { continue };
+            for (thread, socket) in sockets.iter().enumerate() {
+                passed.push(Passed { purpose: slot.wanted.purpose, thread });
+                descriptors.push(socket.as_fd());
+            }
+        }
+        (passed, descriptors)
+    }
+
+    /// The listener of interception for one family: the first of its set, and its port.
+    pub fn interception(&self, ipv6: bool) -> Option<(BorrowedFd<'_>, u16)> {
+        let slot =
+            self.slots.iter().find(|s| s.wanted.purpose == Purpose::Intercept && s.wanted.address.is_ipv6() == ipv6)?;
+        let socket = slot.bound.as_ref().ok()?.first()?;
+        Some((socket.as_fd(), socket.local_addr().ok()?.port()))
+    }
+
+    /// True when at least one is bound.
+    pub fn any_bound(&self) -> bool {
+        self.slots.iter().any(|slot| slot.bound.is_ok())
+    }
+
+    fn bind(&mut self, wanted: Wanted) {
+        let bound = bind_set(wanted.address, self.threads).map_err(|error| {
+            let error = reason(&error);
+            let name = wanted.purpose.name();
+            if ipv6_missing(wanted.address, &error) {
+                tracing::debug!(name, address = %wanted.address, "this host has no IPv6 loopback");
+            } else {
+                tracing::error!(name, address = %wanted.address, "cannot bind {} ({name}): {error}", wanted.address);
+            }
+            error
+        });
+        let skip = matches!(&bound, Err(error) if ipv6_missing(wanted.address, error));
+        if !skip || wanted.purpose == Purpose::Intercept {
+            self.slots.push(Slot { wanted, bound });
+        }
+    }
+}
+
+/// `localhost` on a host without IPv6 means 127.0.0.1 alone.
+fn ipv6_missing(address: SocketAddr, error: &str) -> bool {
+    address.ip() == IpAddr::V6(Ipv6Addr::LOCALHOST)
+        && (error.contains("Cannot assign requested address") || error.contains("not supported"))
+}
+
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "address already in use".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "permission denied: a port below 1024 needs CAP_NET_BIND_SERVICE".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// One socket per thread on one address. The first is bound without `SO_REUSEPORT`, so that a port that is in use, even
+/// by another instance of ours, is seen as busy and never silently shared.
+fn bind_set(address: SocketAddr, threads: usize) -> io::Result<Vec<TcpListener>> {
+    let first = socket(address)?;
+    first.bind(&address.into())?;
+    first.set_reuse_port(true)?;
+    let address = first.local_addr()?.as_socket().unwrap_or(address);
+    let mut sockets = vec![first];
+    for _ in 1..threads {
+        let next = socket(address)?;
+        next.set_reuse_port(true)?;
+        next.bind(&address.into())?;
+        sockets.push(next);
+    }
+    for socket in &sockets {
+        socket.listen(BACKLOG)?;
+    }
+    Ok(sockets.into_iter().map(Into::into).collect())
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Connections of the process before us, in TIME_WAIT, must not keep the port busy.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loopback() -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)
+    }
+
+    #[test]
+    fn a_set_shares_one_port_and_nobody_else_can_join() {
+        let set = bind_set(loopback(), 3).unwrap();
+        let address = set[0].local_addr().unwrap();
+        assert!(set.iter().all(|s| s.local_addr().unwrap() == address));
+        // Another instance of ours would bind the same way.
+        assert_eq!(bind_set(address, 3).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn every_connection_reaches_one_of_the_set() {
+        let set = bind_set(loopback(), 2).unwrap();
+        let address = set[0].local_addr().unwrap();
+        let clients: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let mut accepted = 0;
+        for socket in &set {
+            while socket.accept().is_ok() {
+                accepted += 1;
+            }
+        }
+        assert_eq!(accepted, clients.len());
+    }
+
+    #[test]
+    fn a_busy_port_is_named_and_taken_later() {
+        let busy = TcpListener::bind(loopback()).unwrap();
+        let wanted = Wanted { purpose: Purpose::Status, address: busy.local_addr().unwrap() };
+        let mut listeners = Listeners::new(1);
+        listeners.reconcile(&[wanted]);
+        let status = listeners.status();
+        assert_eq!(status[0].error.as_deref(), Some("address already in use"));
+        assert!(!listeners.any_bound() && !listeners.retry());
+        drop(busy);
+        assert!(listeners.retry());
+        assert!(listeners.status()[0].bound);
+    }
+
+    #[test]
+    fn reconcile_keeps_what_is_bound() {
+        let mut listeners = Listeners::new(1);
+        listeners.add_interception();
+        let port = listeners.interception(false).unwrap().1;
+        let status = Wanted { purpose: Purpose::Status, address: loopback() };
+        listeners.reconcile(&[status]);
+        listeners.reconcile(&[status]);
+        listeners.add_interception();
+        assert_eq!(listeners.interception(false).unwrap().1, port);
+        assert_eq!(listeners.status().iter().filter(|l| l.name == "status").count(), 1);
+        listeners.reconcile(&[]);
+        assert!(listeners.status().iter().all(|l| l.name == "intercept"));
+    }
+}
