@@ -1,0 +1,399 @@
+//! What is counted. Recording a request is a handful of relaxed atomic additions: every combination of labels has its
+//! place in an array, found by index; names are put to them when somebody reads.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::catalog::{Product, TABLE};
+use crate::observe::access::AccessLog;
+use crate::relay::outcome::{ConnectionRecord, Outcome, Recorder, RequestRecord, Via};
+use crate::supervise::protocol::{MasterStatus, ProductStatus, UpstreamTlsStatus};
+use crate::tls::{ModuleStatus, Negotiated};
+
+/// Upper bounds of the latency buckets, in seconds: from a request answered on the same host to the longest response
+/// time-out that makes sense.
+const BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, f64::INFINITY];
+/// Status classes: none sent, 1xx to 5xx.
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+const VIAS: [Via; 2] = [Via::Explicit, Via::Cgroup];
+const DECISIONS: [&str; 3] = ["terminate", "tunnel", "refuse"];
+/// One row a product, and one for names that belong to none.
+const PRODUCTS: usize = TABLE.len() + 1;
+const OUTCOMES: usize = Outcome::ALL.len();
+
+/// The content type of [`Metrics::render`] (OpenMetrics 1.0; Prometheus reads it since 2.5).
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All figures of one worker.
+pub struct Metrics {
+    counters: Arc<Counters>,
+    registry: Registry,
+    access: AccessLog,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Counters {
+    requests: Vec<AtomicU64>,
+    products: Vec<ProductCounters>,
+    connections: Vec<AtomicU64>,
+    opened: [AtomicU64; VIAS.len()],
+    closed: [AtomicU64; VIAS.len()],
+    retries: AtomicU64,
+    handshakes: Mutex<BTreeMap<(String, String, String), u64>>,
+    module: ModuleStatus,
+    master: RwLock<MasterStatus>,
+}
+
+#[derive(Debug, Default)]
+struct ProductCounters {
+    bytes_up: AtomicU64,
+    bytes_down: AtomicU64,
+    micros: AtomicU64,
+    buckets: [AtomicU64; BUCKETS.len()],
+}
+
+impl Metrics {
+    /// No figure yet. `access` is `log.access`.
+    pub fn new(module: ModuleStatus, master: MasterStatus, access: bool) -> Self {
+        let zeros = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
+        let counters = Arc::new(Counters {
+            requests: zeros(PRODUCTS * VIAS.len() * OUTCOMES * CLASSES.len()),
+            products: (0..PRODUCTS).map(|_| ProductCounters::default()).collect(),
+            connections: zeros(VIAS.len() * DECISIONS.len() * OUTCOMES),
+            opened: Default::default(),
+            closed: Default::default(),
+            retries: AtomicU64::new(0),
+            handshakes: Mutex::default(),
+            module,
+            master: RwLock::new(master),
+        });
+        let mut registry = Registry::with_prefix("agent_fips_proxy");
+        registry.register_collector(Box::new(Arc::clone(&counters)));
+        Self { counters, registry, access: AccessLog::new(access) }
+    }
+
+    /// The text of `/metrics`.
+    pub fn render(&self) -> String {
+        let mut out = String::with_capacity(16 * 1024);
+        // Writing into a String cannot fail.
+        let _ = text::encode(&mut out, &self.registry);
+        out
+    }
+
+    /// What the master said last.
+    pub fn master(&self) -> MasterStatus {
+        self.counters.master.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The master's state changed.
+    pub fn set_master(&self, status: MasterStatus) {
+        *self.counters.master.write().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    /// The module whose tests this worker passed.
+    pub fn module(&self) -> &ModuleStatus {
+        &self.counters.module
+    }
+
+    /// Client connections open now.
+    pub fn connections(&self) -> u64 {
+        let sum = |side: &[AtomicU64]| side.iter().map(|n| n.load(Relaxed)).sum::<u64>();
+        // Closed first: an opening in between must not make the difference negative.
+        let closed = sum(&self.counters.closed);
+        sum(&self.counters.opened).saturating_sub(closed)
+    }
+
+    /// Products that were used.
+    pub fn products(&self) -> Vec<ProductStatus> {
+        let counters = &self.counters;
+        (0..PRODUCTS)
+            .filter_map(|product| {
+                let mut requests = BTreeMap::new();
+                for (outcome, label) in Outcome::ALL.iter().enumerate() {
+                    let mut sum = 0;
+                    for via in 0..VIAS.len() {
+                        for class in 0..CLASSES.len() {
+                            sum += counters.requests[request_index(product, via, outcome, class)].load(Relaxed);
+                        }
+                    }
+                    if sum > 0 {
+                        requests.insert(label.label().to_owned(), sum);
+                    }
+                }
+                let row = &counters.products[product];
+                (!requests.is_empty()).then(|| ProductStatus {
+                    name: product_name(product).to_owned(),
+                    requests,
+                    bytes_up: row.bytes_up.load(Relaxed),
+                    bytes_down: row.bytes_down.load(Relaxed),
+                })
+            })
+            .collect()
+    }
+
+    /// Handshakes towards intakes by what they agreed on.
+    pub fn upstream_tls(&self) -> Vec<UpstreamTlsStatus> {
+        let handshakes = self.counters.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        handshakes
+            .iter()
+            .map(|((version, suite, group), handshakes)| UpstreamTlsStatus {
+                version: version.clone(),
+                suite: suite.clone(),
+                group: group.clone(),
+                handshakes: *handshakes,
+            })
+            .collect()
+    }
+}
+
+impl Recorder for Metrics {
+    fn request(&self, r: &RequestRecord) {
+        let c = &self.counters;
+        let product = product_index(r.product);
+        let class = usize::from(r.status / 100).min(CLASSES.len() - 1);
+        c.requests[request_index(product, via_index(r.via), outcome_index(r.outcome), class)].fetch_add(1, Relaxed);
+        let row = &c.products[product];
+        row.bytes_up.fetch_add(r.bytes_up, Relaxed);
+        row.bytes_down.fetch_add(r.bytes_down, Relaxed);
+        row.micros.fetch_add(micros(r.duration), Relaxed);
+        let seconds = r.duration.as_secs_f64();
+        if let Some(bucket) = BUCKETS.iter().position(|bound| seconds <= *bound) {
+            row.buckets[bucket].fetch_add(1, Relaxed);
+        }
+        if r.retries > 0 {
+            c.retries.fetch_add(u64::from(r.retries), Relaxed);
+        }
+        self.access.request(r);
+    }
+
+    fn connection(&self, r: &ConnectionRecord) {
+        let via = via_index(r.via);
+        let decision = DECISIONS.iter().position(|d| *d == r.decision).unwrap_or(DECISIONS.len() - 1);
+        let index = (via * DECISIONS.len() + decision) * OUTCOMES + outcome_index(r.outcome);
+        self.counters.connections[index].fetch_add(1, Relaxed);
+        self.counters.closed[via].fetch_add(1, Relaxed);
+        self.access.connection(r);
+    }
+
+    fn connection_opened(&self, via: Via) {
+        self.counters.opened[via_index(via)].fetch_add(1, Relaxed);
+    }
+
+    fn upstream_connected(&self, tls: &Negotiated) {
+        let group = tls.group.clone().unwrap_or_else(|| "-".to_owned());
+        let key = (tls.version.clone(), tls.suite.clone(), group);
+        *self.counters.handshakes.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_insert(0) += 1;
+    }
+}
+
+impl Collector for Counters {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let e = &mut encoder;
+        self.encode_requests(e)?;
+        self.encode_connections(e)?;
+        self.encode_upstream(e)?;
+        self.encode_master(e)
+    }
+}
+
+type Encoded = Result<(), std::fmt::Error>;
+
+impl Counters {
+    fn encode_requests(&self, e: &mut DescriptorEncoder) -> Encoded {
+        let mut family =
+            e.encode_descriptor("requests", "Requests by product, way in, outcome and class of the status sent", None, MetricType::Counter)?;
+        for product in 0..PRODUCTS {
+            for (via_at, via) in VIAS.iter().enumerate() {
+                for (outcome_at, outcome) in Outcome::ALL.iter().enumerate() {
+                    for (class_at, class) in CLASSES.iter().enumerate() {
+                        let n = self.requests[request_index(product, via_at, outcome_at, class_at)].load(Relaxed);
+                        if n > 0 {
+                            let labels = [
+                                ("product", product_name(product)),
+                                ("via", via.label()),
+                                ("outcome", outcome.label()),
+                                ("status_class", class),
+                            ];
+                            encode_counter(&mut family, &labels, n)?;
+                        }
+                    }
+                }
+            }
+        }
+        let mut family = e.encode_descriptor("bytes", "Body bytes relayed", None, MetricType::Counter)?;
+        for (product, row) in self.used_products() {
+            for (direction, n) in [("up", &row.bytes_up), ("down", &row.bytes_down)] {
+                encode_counter(&mut family, &[("direction", direction), ("product", product)], n.load(Relaxed))?;
+            }
+        }
+        let mut family = e.encode_descriptor(
+            "request_duration_seconds",
+            "From the request head to the end of the response body",
+            None,
+            MetricType::Histogram,
+        )?;
+        for (product, row) in self.used_products() {
+            let buckets: Vec<(f64, u64)> =
+                BUCKETS.iter().zip(&row.buckets).map(|(bound, n)| (*bound, n.load(Relaxed))).collect();
+            let count = buckets.iter().map(|(_, n)| n).sum();
+            let sum = Duration::from_micros(row.micros.load(Relaxed)).as_secs_f64();
+            let labels = [("product", product)];
+            family.encode_family(&labels)?.encode_histogram::<NoLabels>(sum, count, &buckets, None)?;
+        }
+        let mut family = e.encode_descriptor("upstream_retries", "Upstream attempts beyond the first", None, MetricType::Counter)?;
+        ConstCounter::new(self.retries.load(Relaxed)).encode_into(&mut family)
+    }
+
+    fn encode_connections(&self, e: &mut DescriptorEncoder) -> Encoded {
+        let mut family =
+            e.encode_descriptor("connections", "Client connections that ended, by what was done with them", None, MetricType::Counter)?;
+        for (via_at, via) in VIAS.iter().enumerate() {
+            for (decision_at, decision) in DECISIONS.iter().enumerate() {
+                for (outcome_at, outcome) in Outcome::ALL.iter().enumerate() {
+                    let index = (via_at * DECISIONS.len() + decision_at) * OUTCOMES + outcome_at;
+                    let n = self.connections[index].load(Relaxed);
+                    if n > 0 {
+                        let labels = [("via", via.label()), ("decision", *decision), ("outcome", outcome.label())];
+                        encode_counter(&mut family, &labels, n)?;
+                    }
+                }
+            }
+        }
+        let mut family = e.encode_descriptor("open_connections", "Client connections open now", None, MetricType::Gauge)?;
+        for (at, via) in VIAS.iter().enumerate() {
+            let closed = self.closed[at].load(Relaxed);
+            let open = self.opened[at].load(Relaxed).saturating_sub(closed);
+            encode_gauge(&mut family, &[("via", via.label())], open)?;
+        }
+        Ok(())
+    }
+
+    fn encode_upstream(&self, e: &mut DescriptorEncoder) -> Encoded {
+        let mut family =
+            e.encode_descriptor("upstream_tls", "TLS handshakes towards intakes by what they agreed on", None, MetricType::Counter)?;
+        let handshakes = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((version, suite, group), n) in handshakes.iter() {
+            let labels = [("version", version.as_str()), ("suite", suite.as_str()), ("group", group.as_str())];
+            encode_counter(&mut family, &labels, *n)?;
+        }
+        let mut family = e.encode_descriptor("module", "The crypto module in use", None, MetricType::Gauge)?;
+        let labels =
+            [("version", self.module.version.as_str()), ("certificate", self.module.certificate.as_deref().unwrap_or("none"))];
+        encode_gauge(&mut family, &labels, 1)?;
+        let mut family = e.encode_descriptor("build", "This program", None, MetricType::Gauge)?;
+        encode_gauge(&mut family, &[("version", env!("CARGO_PKG_VERSION"))], 1)
+    }
+
+    fn encode_master(&self, e: &mut DescriptorEncoder) -> Encoded {
+        let master = self.master.read().unwrap_or_else(PoisonError::into_inner);
+        let mut family = e.encode_descriptor("listener_up", "1 when the listener is bound", None, MetricType::Gauge)?;
+        for listener in &master.listeners {
+            let address = listener.address.to_string();
+            encode_gauge(&mut family, &[("name", listener.name.as_str()), ("address", &address)], u64::from(listener.bound))?;
+        }
+        let mut family = e.encode_descriptor("interception_attached", "1 when the hooks are in place", None, MetricType::Gauge)?;
+        ConstGauge::new(u64::from(master.interception.attached)).encode_into(&mut family)?;
+        let mut family = e.encode_descriptor("worker_restarts", "Workers that died or were replaced", None, MetricType::Counter)?;
+        ConstCounter::new(master.worker_restarts).encode_into(&mut family)?;
+        let Some(kernel) = &master.interception.kernel else { return Ok(()) };
+        let mut family = e.encode_descriptor("intercepted_agents", "Agent cgroups with hooks", None, MetricType::Gauge)?;
+        ConstGauge::new(kernel.agents.len() as u64).encode_into(&mut family)?;
+        let mut family = e.encode_descriptor("destinations", "Networks that the kernel selects", None, MetricType::Gauge)?;
+        ConstGauge::new(kernel.destinations as u64).encode_into(&mut family)?;
+        let mut family =
+            e.encode_descriptor("kernel_events", "What the programs decided, from their per-CPU counters", None, MetricType::Counter)?;
+        for (event, n) in &kernel.counters {
+            encode_counter(&mut family, &[("event", event.as_str())], *n)?;
+        }
+        Ok(())
+    }
+
+    fn used_products(&self) -> impl Iterator<Item = (&'static str, &ProductCounters)> {
+        self.products
+            .iter()
+            .enumerate()
+            .filter(|(_, row)| row.buckets.iter().any(|n| n.load(Relaxed) > 0))
+            .map(|(at, row)| (product_name(at), row))
+    }
+}
+
+/// Says what type an absent set of exemplar labels has.
+type NoLabels = [(&'static str, &'static str); 0];
+
+/// A lone value without labels.
+trait EncodeInto {
+    fn encode_into(&self, family: &mut prometheus_client::encoding::MetricEncoder) -> Encoded;
+}
+
+impl EncodeInto for ConstCounter<u64> {
+    fn encode_into(&self, family: &mut prometheus_client::encoding::MetricEncoder) -> Encoded {
+        let none: NoLabels = [];
+        prometheus_client::encoding::EncodeMetric::encode(self, family.encode_family(&none)?)
+    }
+}
+
+impl EncodeInto for ConstGauge<u64> {
+    fn encode_into(&self, family: &mut prometheus_client::encoding::MetricEncoder) -> Encoded {
+        let none: NoLabels = [];
+        prometheus_client::encoding::EncodeMetric::encode(self, family.encode_family(&none)?)
+    }
+}
+
+fn encode_counter<const N: usize>(
+    family: &mut prometheus_client::encoding::MetricEncoder,
+    labels: &[(&str, &str); N],
+    n: u64,
+) -> Encoded {
+    prometheus_client::encoding::EncodeMetric::encode(&ConstCounter::new(n), family.encode_family(labels)?)
+}
+
+fn encode_gauge<const N: usize>(
+    family: &mut prometheus_client::encoding::MetricEncoder,
+    labels: &[(&str, &str); N],
+    n: u64,
+) -> Encoded {
+    prometheus_client::encoding::EncodeMetric::encode(&ConstGauge::new(n), family.encode_family(labels)?)
+}
+
+fn request_index(product: usize, via: usize, outcome: usize, class: usize) -> usize {
+    ((product * VIAS.len() + via) * OUTCOMES + outcome) * CLASSES.len() + class
+}
+
+/// The enum's own order is the index; [`Outcome::ALL`] and [`TABLE`] are held to it by a test.
+fn outcome_index(outcome: Outcome) -> usize {
+    outcome as usize
+}
+
+fn via_index(via: Via) -> usize {
+    via as usize
+}
+
+fn product_index(product: Option<Product>) -> usize {
+    product.map_or(TABLE.len(), |p| p as usize)
+}
+
+fn product_name(index: usize) -> &'static str {
+    TABLE.get(index).map_or("-", |entry| entry.name)
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

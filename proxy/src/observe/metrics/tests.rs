@@ -1,0 +1,106 @@
+use super::*;
+
+fn metrics() -> Metrics {
+    Metrics::new(crate::tls::start().unwrap(), MasterStatus::default(), false)
+}
+
+fn record(product: Option<Product>, outcome: Outcome, status: u16) -> RequestRecord {
+    RequestRecord {
+        product,
+        via: Via::Cgroup,
+        client: "127.0.0.1:1".parse().unwrap(),
+        original_dst: None,
+        method: http::Method::POST,
+        path: "/api/v2/series".to_owned(),
+        upstream_name: None,
+        upstream_addr: None,
+        tls: None,
+        upstream_http: None,
+        status,
+        outcome,
+        bytes_up: 10,
+        bytes_down: 2,
+        duration: Duration::from_millis(3),
+        retries: 1,
+        error: None,
+    }
+}
+
+#[test]
+fn the_indexes_are_the_tables() {
+    for (at, entry) in TABLE.iter().enumerate() {
+        assert_eq!(product_index(Some(entry.product)), at, "{}", entry.name);
+    }
+    for (at, outcome) in Outcome::ALL.iter().enumerate() {
+        assert_eq!(outcome_index(*outcome), at);
+    }
+    for (at, via) in VIAS.iter().enumerate() {
+        assert_eq!(via_index(*via), at);
+    }
+}
+
+#[test]
+fn a_request_shows_up_under_its_labels() {
+    let metrics = metrics();
+    metrics.request(&record(Some(Product::Logs), Outcome::Ok, 202));
+    metrics.request(&record(None, Outcome::Misdirected, 421));
+    let text = metrics.render();
+    let expected = [
+        r#"agent_fips_proxy_requests_total{product="logs",via="cgroup",outcome="ok",status_class="2xx"} 1"#,
+        r#"agent_fips_proxy_requests_total{product="-",via="cgroup",outcome="misdirected",status_class="4xx"} 1"#,
+        r#"agent_fips_proxy_bytes_total{direction="up",product="logs"} 10"#,
+        r#"agent_fips_proxy_request_duration_seconds_bucket{le="0.005",product="logs"} 1"#,
+        r#"agent_fips_proxy_request_duration_seconds_bucket{le="0.0025",product="logs"} 0"#,
+        r#"agent_fips_proxy_upstream_retries_total 2"#,
+        "# EOF",
+    ];
+    for line in expected {
+        assert!(text.contains(line), "{line}\nnot in\n{text}");
+    }
+    assert_eq!(metrics.products().len(), 2);
+}
+
+#[test]
+fn open_connections_come_back_to_zero() {
+    let metrics = metrics();
+    metrics.connection_opened(Via::Explicit);
+    metrics.connection_opened(Via::Cgroup);
+    assert_eq!(metrics.connections(), 2);
+    for via in VIAS {
+        metrics.connection(&ConnectionRecord {
+            via,
+            client: "127.0.0.1:1".parse().unwrap(),
+            original_dst: None,
+            class: Some("http1"),
+            decision: "terminate",
+            name: None,
+            outcome: Outcome::Ok,
+            requests: 1,
+            bytes_up: 0,
+            bytes_down: 0,
+            duration: Duration::ZERO,
+            error: None,
+        });
+    }
+    assert_eq!(metrics.connections(), 0);
+    assert!(metrics.render().contains(r#"agent_fips_proxy_connections_total{via="explicit",decision="terminate",outcome="ok"} 1"#));
+}
+
+#[test]
+fn handshakes_are_counted_by_parameters() {
+    let metrics = metrics();
+    let tls = Negotiated {
+        version: "TLSv1.3".to_owned(),
+        suite: "TLS13_AES_256_GCM_SHA384".to_owned(),
+        group: Some("secp256r1".to_owned()),
+        http2: false,
+        resumed: false,
+        peer: "api.ddog-gov.com".to_owned(),
+    };
+    metrics.upstream_connected(&tls);
+    metrics.upstream_connected(&tls);
+    assert_eq!(metrics.upstream_tls()[0].handshakes, 2);
+    assert!(metrics.render().contains(
+        r#"agent_fips_proxy_upstream_tls_total{version="TLSv1.3",suite="TLS13_AES_256_GCM_SHA384",group="secp256r1"} 2"#
+    ));
+}

@@ -1,0 +1,165 @@
+//! The admin socket: one JSON request a line, one JSON answer a line. `status` and `intercept on|off` speak to it.
+//!
+//! It is a Unix socket of mode 0600 in a directory of ours; whoever may open it may switch interception off.
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+/// A request is one short line.
+const MAX_REQUEST: u64 = 4096;
+/// For a whole exchange.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Everything there is to know.
+    Status,
+    /// Attach the hooks.
+    InterceptOn,
+    /// Take the hooks away; the explicit ports go on.
+    InterceptOff,
+}
+
+/// The answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// It was done, or here it is.
+    Ok(serde_json::Value),
+    /// It was not done, and why.
+    Error(String),
+}
+
+/// A request on its way to the master's loop.
+pub type Pending = (Request, oneshot::Sender<Answer>);
+
+/// The socket, removed when dropped.
+pub struct AdminSocket {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl AdminSocket {
+    /// Binds the socket. `AddrInUse` means that another master answers there; a stale file of a dead one is replaced.
+    pub async fn bind(path: &Path) -> io::Result<Self> {
+        if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
+            std::fs::DirBuilder::new().mode(0o755).create(parent)?;
+        }
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent-fips-proxy answers there"));
+        }
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(Self { path: path.to_owned(), listener })
+    }
+
+    /// Serves for ever; each request goes to `requests`.
+    pub async fn serve(self, requests: mpsc::Sender<Pending>) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let requests = requests.clone();
+                    tokio::spawn(async move {
+                        let exchange = tokio::time::timeout(TIMEOUT, exchange(stream, requests)).await;
+                        if let Ok(Err(error)) = exchange {
+                            tracing::debug!(%error, "admin connection ended early");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept on the admin socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for AdminSocket {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(%error, path = %self.path.display(), "cannot remove the admin socket");
+        }
+    }
+}
+
+async fn exchange(stream: UnixStream, requests: mpsc::Sender<Pending>) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    BufReader::new(read.take(MAX_REQUEST)).read_line(&mut line).await?;
+    if line.is_empty() {
+        return Ok(());
+    }
+    let answer = match serde_json::from_str::<Request>(line.trim()) {
+        Ok(request) => {
+            let (tell, told) = oneshot::channel();
+            if requests.send((request, tell)).await.is_err() {
+                Answer::Error("the proxy is stopping".to_owned())
+            } else {
+                told.await.unwrap_or_else(|_| Answer::Error("the proxy is stopping".to_owned()))
+            }
+        }
+        Err(error) => Answer::Error(format!("not a request: {error}")),
+    };
+    let mut body = serde_json::to_vec(&answer)?;
+    body.push(b'\n');
+    write.write_all(&body).await
+}
+
+/// Asks the master that answers at `path`. Blocking; for the command line.
+pub fn ask(path: &Path, request: Request) -> io::Result<Answer> {
+    use std::io::{BufRead, Write};
+    let mut stream = std::os::unix::net::UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    let mut line = serde_json::to_vec(&request)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut answer = String::new();
+    std::io::BufReader::new(stream).read_line(&mut answer)?;
+    if answer.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "no answer"));
+    }
+    Ok(serde_json::from_str(&answer)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn asks_and_answers_and_replaces_a_stale_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/admin.sock");
+        std::fs::create_dir(dir.path().join("run")).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let socket = AdminSocket::bind(&path).await.unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let (tx, mut rx) = mpsc::channel::<Pending>(1);
+        let serving = tokio::spawn(socket.serve(tx));
+        tokio::spawn(async move {
+            while let Some((request, tell)) = rx.recv().await {
+                let _ = tell.send(Answer::Ok(serde_json::json!({ "asked": request })));
+            }
+        });
+        let asked = path.clone();
+        let answer = tokio::task::spawn_blocking(move || ask(&asked, Request::InterceptOff)).await.unwrap().unwrap();
+        assert!(matches!(answer, Answer::Ok(body) if body["asked"] == "intercept_off"));
+        assert_eq!(AdminSocket::bind(&path).await.err().unwrap().kind(), io::ErrorKind::AddrInUse);
+        serving.abort();
+        let _ = serving.await;
+        assert!(!path.exists(), "removed with its owner");
+    }
+}

@@ -1,0 +1,317 @@
+//! What the child does: gives up its privileges, proves the module, then serves. Also the whole program under socket
+//! activation, where the service manager plays the master.
+
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+
+use super::channel::{self, Receiver, Sender};
+use super::privileges;
+use super::protocol::{FromWorker, MasterStatus, Passed, Purpose, Setup, ToWorker, WorkerStatus};
+use crate::catalog::Catalog;
+use crate::cli::Exit;
+use crate::config::{Config, TlsPolicy};
+use crate::observe::http::{self, Facts};
+use crate::observe::logging;
+use crate::observe::metrics::Metrics;
+use crate::relay::{self, Listener, Role, Shared};
+use crate::tls;
+
+/// How often the worker says that its event loop turns.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// A worker of a master: standard input is the channel.
+pub fn run_for_master() -> Exit {
+    // A copy of descriptor 0 that belongs to us; 0 itself stays where it is.
+    let channel = match std::io::stdin().as_fd().try_clone_to_owned() {
+        Ok(fd) => UnixStream::from(fd),
+        Err(error) => return fail_early(&format!("standard input is not the master's channel: {error}")),
+    };
+    let (setup, descriptors) = match channel::receive_setup::<Setup>(&channel, |setup| setup.listeners.len()) {
+        Ok(received) => received,
+        Err(error) => return fail_early(&format!("no set-up from the master: {error}")),
+    };
+    logging::start(&setup.config.log);
+    if let Err(error) = privileges::give_up(&setup.config.worker.user) {
+        return refuse(channel, Exit::NoPermission, &error.to_string());
+    }
+    if let Err(error) = privileges::follow_the_master() {
+        return refuse(channel, Exit::Internal, &format!("cannot ask to be told of the master's death: {error}"));
+    }
+    let listeners = descriptors.into_iter().zip(setup.listeners).collect();
+    match Worker::start(setup.config, listeners, setup.master) {
+        Ok(worker) => worker.run(Some(channel)),
+        Err((exit, message)) => refuse(channel, exit, &message),
+    }
+}
+
+/// A worker of the service manager's: the listeners come by socket activation, nothing is intercepted.
+pub fn run_activated(config: Config, descriptors: Vec<OwnedFd>) -> Exit {
+    let mut listeners = Vec::new();
+    for descriptor in descriptors {
+        match activated_purpose(&config, &descriptor) {
+            Ok(purpose) => listeners.push((descriptor, Passed { purpose, thread: 0 })),
+            Err(message) => {
+                tracing::error!("{message}");
+                return Exit::Config;
+            }
+        }
+    }
+    if let Err(error) = privileges::give_up(&config.worker.user) {
+        tracing::error!(%error, "cannot give up privileges");
+        return Exit::NoPermission;
+    }
+    // One descriptor for each address: one thread serves them.
+    let config = Config { worker: crate::config::Worker { threads: 1, ..config.worker.clone() }, ..config };
+    match Worker::start(config, listeners, MasterStatus::default()) {
+        Ok(worker) => {
+            super::notify::ready("explicit ports only: started by socket activation");
+            worker.run(None)
+        }
+        Err((exit, message)) => {
+            tracing::error!("{message}");
+            exit
+        }
+    }
+}
+
+/// The port says what an activated socket is for.
+fn activated_purpose(config: &Config, descriptor: &OwnedFd) -> Result<Purpose, String> {
+    let socket = descriptor.try_clone().map(TcpListener::from).and_then(|socket| socket.local_addr());
+    let port = socket.map_err(|error| format!("a socket from the service manager is no TCP listener: {error}"))?.port();
+    if port == config.status.port {
+        return Ok(Purpose::Status);
+    }
+    let offset = port.checked_sub(config.explicit.port_range_start);
+    crate::catalog::TABLE
+        .iter()
+        .find(|entry| entry.offset.is_some() && entry.offset == offset)
+        .map(|entry| Purpose::Explicit(entry.product))
+        .ok_or_else(|| {
+            format!(
+                "the service manager passed a socket on port {port}, which is no port of ours: explicit.port_range_start is {}",
+                config.explicit.port_range_start
+            )
+        })
+}
+
+type Failure = (Exit, String);
+
+struct Worker {
+    runtime: Runtime,
+    started: Instant,
+    config: Arc<Config>,
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    roots: tls::RootsStatus,
+    status_listeners: Vec<TcpListener>,
+    drain: watch::Sender<bool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Proves the module, builds everything, starts the data threads.
+    fn start(config: Config, listeners: Vec<(OwnedFd, Passed)>, master: MasterStatus) -> Result<Self, Failure> {
+        let module = tls::start().map_err(|e| (Exit::Internal, format!("the crypto module is not usable: {e}")))?;
+        tracing::info!("{module}");
+        let client = tls::Client::new(&config.upstream).map_err(|e| (Exit::Config, e.to_string()))?;
+        let roots = client.roots().clone();
+        if let Err(error) = privileges::raise_open_files() {
+            tracing::debug!(%error, "cannot raise the limit of open files");
+        }
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(|e| (Exit::Internal, e.to_string()))?;
+        let config = Arc::new(config);
+        let metrics = Arc::new(Metrics::new(module, master, config.log.access));
+        let shared = Arc::new(Shared::new(
+            Arc::clone(&config),
+            Arc::new(Catalog::new(&config.site)),
+            client,
+            Arc::clone(&metrics) as Arc<dyn relay::outcome::Recorder>,
+        ));
+        let (drain, draining) = watch::channel(false);
+        let (data, status_listeners) = sort(listeners, config.worker.threads);
+        let mut threads = Vec::new();
+        for (index, listeners) in data.into_iter().enumerate() {
+            let shared = Arc::clone(&shared);
+            let draining = draining.clone();
+            let thread = std::thread::Builder::new().name(format!("data-{index}")).spawn(move || {
+                data_thread(listeners, shared, draining);
+            });
+            threads.push(thread.map_err(|e| (Exit::Internal, format!("cannot start a thread: {e}")))?);
+        }
+        Ok(Self { runtime, started: Instant::now(), config, shared, metrics, roots, status_listeners, drain, threads })
+    }
+
+    /// Serves until told to drain, by the master, by its death or by SIGTERM.
+    fn run(mut self, channel: Option<UnixStream>) -> Exit {
+        let facts = Arc::new(Facts {
+            metrics: Arc::clone(&self.metrics),
+            site: self.config.site.to_string(),
+            tls_policy: match self.config.upstream.tls_policy {
+                TlsPolicy::Fips => "fips (TLS 1.2 with extended master secret, TLS 1.3)",
+                TlsPolicy::Strict => "strict (TLS 1.3)",
+            },
+            started: self.started,
+        });
+        let status_listeners = std::mem::take(&mut self.status_listeners);
+        let threads = std::mem::take(&mut self.threads);
+        let local = LocalSet::new();
+        let result: std::io::Result<()> = local.block_on(&self.runtime, async {
+            tokio::task::spawn_local(http::serve(status_listeners, facts, self.drain.subscribe()));
+            let (addresses_tx, addresses) = mpsc::channel(16);
+            let shared = Arc::clone(&self.shared);
+            tokio::task::spawn_local(async move {
+                let resolver = Arc::clone(&shared.resolver);
+                resolver
+                    .watch_intake(&shared.catalog, move |found| {
+                        // A full queue means that the master is busy; the next round brings them again.
+                        let _ = addresses_tx.try_send(found);
+                    })
+                    .await;
+            });
+            match channel {
+                Some(channel) => {
+                    let (sender, receiver) = channel::split(channel)?;
+                    self.converse(sender, receiver, addresses).await;
+                }
+                None => terminated().await,
+            }
+            Ok(())
+        });
+        if let Err(error) = result {
+            tracing::error!(%error, "the worker's channel cannot be used");
+        }
+        self.drain.send_replace(true);
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a data thread ended by a panic");
+            }
+        }
+        tracing::info!("drained");
+        Exit::Ok
+    }
+
+    async fn converse(
+        &self,
+        mut sender: Sender,
+        mut receiver: Receiver,
+        mut addresses: mpsc::Receiver<Vec<(std::net::IpAddr, Duration)>>,
+    ) {
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        let mut terminated = std::pin::pin!(terminated());
+        let mut say = Some(FromWorker::Ready);
+        loop {
+            if let Some(message) = say.take()
+                && let Err(error) = sender.send(&message).await
+            {
+                tracing::warn!(%error, "the master is gone: draining");
+                return;
+            }
+            tokio::select! {
+                _ = heartbeat.tick() => say = Some(FromWorker::Alive),
+                Some(found) = addresses.recv() => say = Some(FromWorker::Addresses(found)),
+                () = &mut terminated => return,
+                message = receiver.next::<ToWorker>() => match message {
+                    Ok(Some(ToWorker::Drain)) => return,
+                    Ok(Some(ToWorker::Master(status))) => self.metrics.set_master(*status),
+                    Ok(Some(ToWorker::LogLevel(level))) => logging::set_level(&level),
+                    Ok(Some(ToWorker::Status)) => say = Some(FromWorker::Status(Box::new(self.status()))),
+                    Ok(None) => {
+                        tracing::warn!("the master is gone: draining");
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the master's channel broke: draining");
+                        return;
+                    }
+                },
+            }
+        }
+    }
+
+    fn status(&self) -> WorkerStatus {
+        WorkerStatus {
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            module: self.metrics.module().clone(),
+            roots: self.roots.clone(),
+            tls_policy: self.config.upstream.tls_policy,
+            connections: self.metrics.connections(),
+            products: self.metrics.products(),
+            upstream_tls: self.metrics.upstream_tls(),
+        }
+    }
+}
+
+/// One data thread: its own runtime, listeners and pool. A connection stays here from accept to its record.
+fn data_thread(listeners: Vec<Listener>, shared: Arc<Shared>, draining: watch::Receiver<bool>) {
+    match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => LocalSet::new().block_on(&runtime, relay::serve(listeners, shared, draining)),
+        Err(error) => tracing::error!(%error, "cannot start a data thread's runtime"),
+    }
+}
+
+/// Listeners by data thread, and those of the status port.
+fn sort(listeners: Vec<(OwnedFd, Passed)>, threads: usize) -> (Vec<Vec<Listener>>, Vec<TcpListener>) {
+    let threads = threads.max(1);
+    let mut data: Vec<Vec<Listener>> = (0..threads).map(|_| Vec::new()).collect();
+    let mut status = Vec::new();
+    for (descriptor, passed) in listeners {
+        let socket = TcpListener::from(descriptor);
+        if let Err(error) = socket.set_nonblocking(true) {
+            tracing::error!(%error, name = passed.purpose.name(), "cannot use a listener");
+            continue;
+        }
+        let role = match passed.purpose {
+            Purpose::Status => {
+                status.push(socket);
+                continue;
+            }
+            Purpose::Explicit(product) => Role::Explicit(product),
+            Purpose::Intercept => Role::Intercept,
+        };
+        data[passed.thread % threads].push(Listener { role, socket });
+    }
+    (data, status)
+}
+
+/// SIGTERM ends the worker; SIGINT is the terminal's word to the whole group, and the master tells us what it means.
+async fn terminated() {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return;
+    };
+    loop {
+        tokio::select! {
+            _ = term.recv() => return,
+            _ = int.recv() => {}
+        }
+    }
+}
+
+/// Tells the master why we cannot start.
+fn refuse(channel: UnixStream, exit: Exit, message: &str) -> Exit {
+    tracing::error!("{message}");
+    let sent = Builder::new_current_thread().enable_all().build().and_then(|runtime| {
+        runtime.block_on(async {
+            let (mut sender, _receiver) = channel::split(channel)?;
+            sender.send(&FromWorker::Failed { exit: exit as u8, message: message.to_owned() }).await
+        })
+    });
+    if let Err(error) = sent {
+        tracing::debug!(%error, "cannot tell the master");
+    }
+    exit
+}
+
+fn fail_early(message: &str) -> Exit {
+    eprintln!("agent-fips-proxy worker: {message}");
+    Exit::Usage
+}
