@@ -315,3 +315,12 @@ fn fail_early(message: &str) -> Exit {
     eprintln!("agent-fips-proxy worker: {message}");
     Exit::Usage
 }
+
+/// The sockets of a systemd .socket unit (sd_listen_fds(3)): descriptors from 3 on, meant for this process.
+pub fn activated_descriptors() -> std::io::Result<Vec<OwnedFd>> {
+    use std::os::fd::FromRawFd;
+    let descriptors = sd_notify::listen_fds()?;
+    // SAFETY: the service manager opened these descriptors for this process, and this is the only place that takes them.
+    // Needed because the protocol passes them as bare numbers.
+    Ok(descriptors.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect())
+}

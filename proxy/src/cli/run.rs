@@ -1,0 +1,60 @@
+//! `run`, and `worker`, which `run` starts.
+
+use super::{Exit, InputArgs};
+use crate::observe::logging;
+use crate::supervise::{master, worker};
+
+/// `worker`
+#[derive(clap::Args)]
+pub struct WorkerArgs {
+    /// Standard input is the channel to a master
+    #[arg(long, hide = true)]
+    channel: bool,
+}
+
+/// `run`
+pub(super) fn run(inputs: &InputArgs) -> Exit {
+    let mut reloader = inputs.reloader();
+    let loaded = match reloader.load() {
+        Ok(loaded) => loaded,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return Exit::Config;
+        }
+    };
+    logging::start(&loaded.config.log);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), site = %loaded.config.site, "agent-fips-proxy starts");
+    for setting in loaded.settings.iter().filter(|setting| !setting.is_default()) {
+        tracing::info!(key = %setting.key, value = %setting.value, source = %setting.source, "configured");
+    }
+    master::run(loaded, reloader)
+}
+
+/// `worker`
+pub(super) fn worker(args: &WorkerArgs, inputs: &InputArgs) -> Exit {
+    if args.channel {
+        return worker::run_for_master();
+    }
+    let loaded = match inputs.load_or_exit() {
+        Ok(loaded) => loaded,
+        Err(exit) => return exit,
+    };
+    logging::start(&loaded.config.log);
+    match worker::activated_descriptors() {
+        Ok(descriptors) if !descriptors.is_empty() => worker::run_activated(loaded.config, descriptors),
+        Ok(_) => {
+            eprintln!(
+                "agent-fips-proxy worker: no socket was passed. It is started by `agent-fips-proxy run`, or alone by a \
+                 systemd .socket unit (LISTEN_FDS)"
+            );
+            Exit::Usage
+        }
+        Err(error) => {
+            eprintln!("agent-fips-proxy worker: cannot take the service manager's sockets: {error}");
+            Exit::Usage
+        }
+    }
+}

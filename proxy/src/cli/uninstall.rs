@@ -1,0 +1,18 @@
+//! `uninstall`: removes every hook, pin and map of ours from the kernel, whether or not a proxy runs.
+
+use super::Exit;
+use crate::intercept;
+
+/// `uninstall`
+pub(super) fn run() -> Exit {
+    match intercept::uninstall() {
+        Ok(report) => {
+            print!("{report}");
+            Exit::Ok
+        }
+        Err(error) => {
+            eprintln!("agent-fips-proxy: {error}");
+            Exit::from_intercept(&error)
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! `version`: this program, the crypto module in it, and its certificate.
+
+use serde::Serialize;
+
+use super::Exit;
+use crate::tls::{self, ModuleStatus};
+
+/// `version`
+#[derive(clap::Args)]
+pub struct VersionArgs {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    version: &'static str,
+    commit: &'static str,
+    ebpf_compiler: &'static str,
+    module: ModuleStatus,
+}
+
+/// `version`
+pub(super) fn run(args: &VersionArgs) -> Exit {
+    let module = match tls::start() {
+        Ok(module) => module,
+        Err(error) => {
+            eprintln!("agent-fips-proxy: the crypto module is not usable: {error}");
+            return Exit::Internal;
+        }
+    };
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        commit: option_env!("AFP_GIT_COMMIT").unwrap_or("unknown"),
+        ebpf_compiler: option_env!("AFP_EBPF_RUSTC").unwrap_or("none"),
+        module,
+    };
+    if args.json {
+        return match serde_json::to_string_pretty(&report) {
+            Ok(text) => {
+                println!("{text}");
+                Exit::Ok
+            }
+            Err(error) => {
+                eprintln!("agent-fips-proxy: {error}");
+                Exit::Internal
+            }
+        };
+    }
+    println!("agent-fips-proxy {} (commit {})", report.version, report.commit);
+    println!("eBPF programs compiled by {}", report.ebpf_compiler);
+    println!("{}", report.module);
+    Exit::Ok
+}

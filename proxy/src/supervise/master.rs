@@ -1,0 +1,530 @@
+//! The master's event loop: starts, replaces and drains workers, reloads, toggles, stops.
+
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use super::admin::{AdminSocket, Answer, Pending, Request};
+use super::interception::Interception;
+use super::listeners::{self, Listeners};
+use super::notify;
+use super::privileges;
+use super::process::{WorkerEvent, WorkerId, WorkerProcess};
+use super::protocol::{FromWorker, MasterStatus, ToWorker, WorkerStatus};
+use crate::cli::Exit;
+use crate::config::{Config, Loaded, Reloader};
+use crate::intercept::InterceptError;
+use crate::observe::logging;
+
+/// How often state is pushed to the worker and the small chores are done.
+const TICK: Duration = Duration::from_secs(1);
+/// Ticks between two tries to bind what was busy, and between two full looks for Agents.
+const CHORES: u64 = 5;
+/// A worker that has not shown for so long that its event loop turns is ended and replaced. Its loop does nothing
+/// that takes longer than milliseconds.
+const HUNG: Duration = Duration::from_secs(15);
+/// What a draining worker may take beyond `limits.drain_timeout` before it is ended.
+const DRAIN_SLACK: Duration = Duration::from_secs(2);
+/// A worker that dies earlier than this died of its start; the next one is delayed, longer each time, up to
+/// [`RESTART_DELAY_MAX`].
+const EARLY: Duration = Duration::from_secs(5);
+const RESTART_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// Runs the proxy until it is told to stop.
+pub fn run(loaded: Loaded, reloader: Reloader) -> Exit {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot start the event loop");
+            return Exit::Internal;
+        }
+    };
+    runtime.block_on(async {
+        match Master::start(loaded, reloader).await {
+            Ok(master) => master.run().await,
+            Err(exit) => exit,
+        }
+    })
+}
+
+struct Master {
+    config: Config,
+    reloader: Reloader,
+    listeners: Listeners,
+    interception: Interception,
+    workers: Vec<WorkerProcess>,
+    events: mpsc::Receiver<(WorkerId, WorkerEvent)>,
+    events_tx: mpsc::Sender<(WorkerId, WorkerEvent)>,
+    requests: mpsc::Receiver<Pending>,
+    signals: Signals,
+    next_worker: WorkerId,
+    restarts: u64,
+    early_deaths: u32,
+    restart_at: Option<tokio::time::Instant>,
+    /// READY was said.
+    up: bool,
+    waiting_for_status: Vec<oneshot::Sender<Answer>>,
+    ticks: u64,
+    last_watchdog: Instant,
+}
+
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+enum Event {
+    Worker(WorkerId, WorkerEvent),
+    Request(Pending),
+    Agents,
+    Restart,
+    Tick,
+    Reload,
+    Stop,
+}
+
+impl Master {
+    async fn start(loaded: Loaded, reloader: Reloader) -> Result<Self, Exit> {
+        let config = loaded.config;
+        let internal = |error: std::io::Error| {
+            tracing::error!(%error, "cannot listen for signals");
+            Exit::Internal
+        };
+        let signals = Signals {
+            term: signal(SignalKind::terminate()).map_err(internal)?,
+            int: signal(SignalKind::interrupt()).map_err(internal)?,
+            hup: signal(SignalKind::hangup()).map_err(internal)?,
+        };
+        if let Err(error) = privileges::raise_open_files() {
+            tracing::debug!(%error, "cannot raise the limit of open files");
+        }
+        let (requests_tx, requests) = mpsc::channel(8);
+        bind_admin(&config, requests_tx).await?;
+
+        let mut listeners = Listeners::new(config.worker.threads);
+        let mut interception = Interception::new(config.intercept.clone());
+        // The cgroup first: every listener must be made inside it.
+        start_interception(&config, interception.prepare(&mut listeners))?;
+        listeners.reconcile(&listeners::wanted(&config));
+        if !listeners.any_bound() {
+            tracing::error!(
+                "no listener could be bound: see the lines above; explicit.port_range_start, explicit.local_address and \
+                 status.port say where"
+            );
+            return Err(Exit::Unavailable);
+        }
+        start_interception(&config, interception.engage(&listeners))?;
+
+        let (events_tx, events) = mpsc::channel(64);
+        let mut master = Self {
+            config,
+            reloader,
+            listeners,
+            interception,
+            workers: Vec::new(),
+            events,
+            events_tx,
+            requests,
+            signals,
+            next_worker: 1,
+            restarts: 0,
+            early_deaths: 0,
+            restart_at: None,
+            up: false,
+            waiting_for_status: Vec::new(),
+            ticks: 0,
+            last_watchdog: Instant::now(),
+        };
+        if let Err(error) = master.start_worker() {
+            tracing::error!(%error, "cannot start the worker");
+            master.interception.leave();
+            return Err(Exit::Internal);
+        }
+        Ok(master)
+    }
+
+    async fn run(mut self) -> Exit {
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            let restart_at = self.restart_at;
+            let event = tokio::select! {
+                Some((id, event)) = self.events.recv() => Event::Worker(id, event),
+                Some(pending) = self.requests.recv() => Event::Request(pending),
+                () = self.interception.agents_changed() => Event::Agents,
+                () = sleep_until(restart_at) => Event::Restart,
+                _ = tick.tick() => Event::Tick,
+                _ = self.signals.hup.recv() => Event::Reload,
+                _ = self.signals.term.recv() => Event::Stop,
+                _ = self.signals.int.recv() => Event::Stop,
+            };
+            match event {
+                Event::Worker(id, event) => {
+                    if let Some(exit) = self.on_worker(id, event).await {
+                        self.interception.leave();
+                        return exit;
+                    }
+                }
+                Event::Request((request, tell)) => self.on_request(request, tell).await,
+                Event::Agents => self.sync_agents().await,
+                Event::Restart => {
+                    self.restart_at = None;
+                    self.replace_worker();
+                }
+                Event::Tick => self.on_tick().await,
+                Event::Reload => self.reload().await,
+                Event::Stop => return self.stop().await,
+            }
+        }
+    }
+
+    /// `Some` when the program must end.
+    async fn on_worker(&mut self, id: WorkerId, event: WorkerEvent) -> Option<Exit> {
+        let at = self.workers.iter().position(|worker| worker.id == id)?;
+        match event {
+            WorkerEvent::Said(FromWorker::Ready) => {
+                let worker = &mut self.workers[at];
+                worker.ready = true;
+                worker.last_alive = Instant::now();
+                tracing::info!(pid = worker.pid, "worker ready");
+                for older in self.workers.iter_mut().filter(|older| older.id < id && !older.draining) {
+                    older.drain().await;
+                }
+                if !self.up {
+                    self.up = true;
+                    notify::ready(&self.summary());
+                }
+            }
+            WorkerEvent::Said(FromWorker::Failed { exit, message }) => {
+                if !self.up {
+                    // The worker has written its own line to the same log.
+                    tracing::debug!(exit, message, "the worker cannot start");
+                    return Some(Exit::from_code(exit));
+                }
+                tracing::error!("the new worker cannot start: {message}");
+            }
+            WorkerEvent::Said(FromWorker::Alive) => self.workers[at].last_alive = Instant::now(),
+            WorkerEvent::Said(FromWorker::Addresses(addresses)) => {
+                if let Err(error) = self.interception.add_addresses(addresses) {
+                    tracing::error!(%error, "cannot tell the kernel the addresses of the intake names");
+                }
+            }
+            WorkerEvent::Said(FromWorker::Status(status)) => self.answer_status(Some(*status)),
+            WorkerEvent::Ended(status) => {
+                let worker = self.workers.remove(at);
+                return self.on_worker_end(&worker, status);
+            }
+        }
+        None
+    }
+
+    fn on_worker_end(
+        &mut self,
+        worker: &WorkerProcess,
+        status: std::io::Result<std::process::ExitStatus>,
+    ) -> Option<Exit> {
+        let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        if worker.draining {
+            tracing::info!(pid = worker.pid, how, "drained worker ended");
+            return None;
+        }
+        tracing::error!(pid = worker.pid, how, "the worker died; its requests in flight are lost, its listeners are not");
+        self.answer_status(None);
+        if self.workers.iter().any(|other| !other.draining) {
+            return None;
+        }
+        if !self.up {
+            tracing::error!("the worker died before it was ready");
+            return Some(Exit::Internal);
+        }
+        self.restarts += 1;
+        if worker.started.elapsed() >= EARLY {
+            self.early_deaths = 0;
+        }
+        if self.early_deaths == 0 {
+            self.early_deaths = 1;
+            self.replace_worker();
+        } else {
+            let delay = Duration::from_millis(100) * 2u32.saturating_pow(self.early_deaths);
+            self.early_deaths = self.early_deaths.saturating_add(1).min(16);
+            self.restart_at = Some(tokio::time::Instant::now() + delay.min(RESTART_DELAY_MAX));
+        }
+        None
+    }
+
+    async fn on_request(&mut self, request: Request, tell: oneshot::Sender<Answer>) {
+        match request {
+            Request::Status => {
+                self.waiting_for_status.push(tell);
+                match self.workers.iter_mut().rev().find(|worker| worker.ready && !worker.draining) {
+                    Some(worker) => worker.send(&ToWorker::Status).await,
+                    None => self.answer_status(None),
+                }
+            }
+            Request::InterceptOn | Request::InterceptOff => {
+                let on = request == Request::InterceptOn;
+                tracing::info!(on, "interception toggled by command");
+                self.interception.want(on);
+                let answer = match self.apply_interception() {
+                    Ok(()) => Answer::Ok(serde_json::to_value(self.interception.status()).unwrap_or_default()),
+                    Err(error) => Answer::Error(error.to_string()),
+                };
+                self.push_state().await;
+                // Whoever asked may have gone.
+                let _ = tell.send(answer);
+            }
+        }
+    }
+
+    async fn on_tick(&mut self) {
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(CHORES) {
+            if self.listeners.retry() {
+                self.replace_worker();
+            }
+            self.sync_agents().await;
+        }
+        let limit = self.config.limits.drain_timeout + DRAIN_SLACK;
+        for worker in &self.workers {
+            let silent = worker.last_alive.elapsed();
+            if worker.ready && !worker.draining && silent > HUNG {
+                tracing::error!(pid = worker.pid, ?silent, "the worker hangs: ending it");
+                worker.kill();
+            } else if worker.draining && silent > limit + HUNG {
+                tracing::warn!(pid = worker.pid, "a drained worker does not end: ending it");
+                worker.kill();
+            }
+        }
+        self.push_state().await;
+        if let Some(interval) = notify::watchdog_interval()
+            && self.last_watchdog.elapsed() * 2 >= interval
+        {
+            self.last_watchdog = Instant::now();
+            notify::watchdog();
+        }
+        if self.up {
+            notify::status(&self.summary());
+        }
+    }
+
+    async fn reload(&mut self) {
+        notify::reloading();
+        match self.reloader.reload() {
+            Ok(loaded) => {
+                for warning in &loaded.warnings {
+                    tracing::warn!("{warning}");
+                }
+                self.apply(loaded.config).await;
+            }
+            Err(errors) => {
+                tracing::error!("the new configuration is not used, the old one stays in force:\n{errors}");
+            }
+        }
+        notify::ready(&self.summary());
+    }
+
+    async fn apply(&mut self, mut new: Config) {
+        if new.worker.threads != self.config.worker.threads
+            || new.status.socket != self.config.status.socket
+            || new.log.format != self.config.log.format
+        {
+            tracing::warn!("worker.threads, status.socket and log.format change at the next restart");
+            new.worker.threads = self.config.worker.threads;
+            new.status.socket = self.config.status.socket.clone();
+            new.log.format = self.config.log.format;
+        }
+        if new.log.level != self.config.log.level {
+            logging::set_level(&new.log.level);
+        }
+        let before = self.listeners.status();
+        self.listeners.reconcile(&listeners::wanted(&new));
+        let mut replace = worker_view(&new) != worker_view(&self.config) || before != self.listeners.status();
+        let level = (new.log.level != self.config.log.level).then(|| new.log.level.clone());
+        self.config = new;
+        if let Err(error) = self.interception.reconfigure(self.config.intercept.clone()) {
+            tracing::error!(%error, "interception does not follow the new configuration");
+        }
+        let generation = self.next_worker;
+        if let Err(error) = self.apply_interception() {
+            tracing::error!(%error, "interception does not follow the new configuration");
+        }
+        replace &= generation == self.next_worker;
+        if replace {
+            self.replace_worker();
+        } else if let Some(level) = level {
+            for worker in &mut self.workers {
+                worker.send(&ToWorker::LogLevel(level.clone())).await;
+            }
+        }
+        self.push_state().await;
+        tracing::info!(interception = self.interception.attached(), "configuration reloaded");
+    }
+
+    /// Makes the kernel follow what is wanted.
+    fn apply_interception(&mut self) -> Result<(), InterceptError> {
+        if !self.interception.enabled() {
+            return self.interception.disengage();
+        }
+        let prepared = self.interception.prepare(&mut self.listeners)?;
+        self.interception.engage(&self.listeners)?;
+        if prepared {
+            // The worker that runs has no intercept listener and lives in another cgroup.
+            self.replace_worker();
+        }
+        Ok(())
+    }
+
+    async fn sync_agents(&mut self) {
+        if let Err(error) = self.interception.sync() {
+            tracing::error!(%error, "cannot follow the Agents that come and go");
+        }
+        self.push_state().await;
+    }
+
+    async fn stop(mut self) -> Exit {
+        tracing::info!("stopping: requests in flight finish");
+        notify::stopping();
+        self.interception.leave();
+        // Nobody must wait in a backlog that is never served.
+        drop(self.listeners);
+        for worker in &mut self.workers {
+            worker.drain().await;
+        }
+        let deadline = tokio::time::Instant::now() + self.config.limits.drain_timeout + DRAIN_SLACK;
+        while !self.workers.is_empty() {
+            tokio::select! {
+                Some((id, event)) = self.events.recv() => {
+                    if matches!(event, WorkerEvent::Ended(_)) {
+                        self.workers.retain(|worker| worker.id != id);
+                    }
+                }
+                () = tokio::time::sleep_until(deadline) => break,
+                _ = self.signals.term.recv() => break,
+                _ = self.signals.int.recv() => break,
+            }
+        }
+        for worker in &self.workers {
+            tracing::warn!(pid = worker.pid, "requests still in flight are cut");
+            worker.kill();
+        }
+        Exit::Ok
+    }
+
+    fn start_worker(&mut self) -> std::io::Result<()> {
+        let id = self.next_worker;
+        self.next_worker += 1;
+        let worker =
+            WorkerProcess::start(id, &self.config, &self.listeners, self.status(), self.events_tx.clone())?;
+        tracing::debug!(pid = worker.pid, "worker started");
+        self.workers.push(worker);
+        Ok(())
+    }
+
+    /// Starts another worker; the ones before it drain as soon as it is ready.
+    fn replace_worker(&mut self) {
+        if let Err(error) = self.start_worker() {
+            tracing::error!(%error, "cannot start a worker; trying again");
+            self.restart_at = Some(tokio::time::Instant::now() + RESTART_DELAY_MAX);
+        }
+    }
+
+    async fn push_state(&mut self) {
+        let status = self.status();
+        for worker in self.workers.iter_mut().filter(|worker| !worker.draining) {
+            worker.send(&ToWorker::Master(Box::new(status.clone()))).await;
+        }
+    }
+
+    fn status(&self) -> MasterStatus {
+        MasterStatus {
+            pid: std::process::id(),
+            listeners: self.listeners.status(),
+            interception: self.interception.status(),
+            worker_restarts: self.restarts,
+        }
+    }
+
+    /// Answers everybody who asked for status.
+    fn answer_status(&mut self, worker: Option<WorkerStatus>) {
+        if self.waiting_for_status.is_empty() {
+            return;
+        }
+        let body = crate::cli::status::Report::new(&self.config, self.status(), worker);
+        let body = serde_json::to_value(body).unwrap_or_default();
+        for tell in self.waiting_for_status.drain(..) {
+            // Whoever asked may have gone.
+            let _ = tell.send(Answer::Ok(body.clone()));
+        }
+    }
+
+    /// One line for the service manager.
+    fn summary(&self) -> String {
+        let status = self.status();
+        let bound = status.listeners.iter().filter(|l| l.bound).count();
+        let interception = match (status.interception.enabled, status.interception.attached) {
+            (false, _) => "off".to_owned(),
+            (true, false) => "not attached".to_owned(),
+            (true, true) => {
+                let agents = status.interception.kernel.as_ref().map_or(0, |kernel| kernel.agents.len());
+                format!("on, {agents} Agent cgroups")
+            }
+        };
+        format!("site {}; {bound} of {} listeners; interception {interception}", self.config.site, status.listeners.len())
+    }
+}
+
+/// Interception that is only the default and cannot be had is not an error: a container without privileges serves the
+/// explicit ports, as the haproxy-based proxy does.
+fn start_interception<T>(config: &Config, result: Result<T, InterceptError>) -> Result<(), Exit> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(error) if config.intercept.requested => {
+            tracing::error!("cannot intercept (intercept.enabled): {error}");
+            Err(Exit::from_intercept(&error))
+        }
+        Err(error) => {
+            tracing::warn!("serving the explicit ports only; interception is not possible here: {error}");
+            Ok(())
+        }
+    }
+}
+
+async fn bind_admin(config: &Config, requests: mpsc::Sender<Pending>) -> Result<(), Exit> {
+    let path = &config.status.socket;
+    match AdminSocket::bind(path).await {
+        Ok(socket) => {
+            tokio::spawn(socket.serve(requests));
+            Ok(())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            tracing::error!("another agent-fips-proxy is running: it answers at {} (status.socket)", path.display());
+            Err(Exit::Unavailable)
+        }
+        Err(error) => {
+            // No writable file is a way of running, not a failure: `status` and `intercept` do without.
+            tracing::warn!("no admin socket at {} (status.socket): {error}; `status` and `intercept` cannot reach this process", path.display());
+            Ok(())
+        }
+    }
+}
+
+/// The part of the configuration that a worker acts on: a change of it needs a new worker.
+fn worker_view(config: &Config) -> Config {
+    let mut view = config.clone();
+    view.log.level.clear();
+    view.intercept.enabled = false;
+    view.intercept.requested = false;
+    view.intercept.agent_cgroups.clear();
+    view.intercept.cidrs.clear();
+    view.intercept.ports.clear();
+    view.intercept.on_failure = crate::config::OnFailure::Closed;
+    view
+}
+
+async fn sleep_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
