@@ -190,6 +190,13 @@ impl HandshakeError {
                      authority",
                 )
             }
+            CertificateError::BadSignature => Self::new(
+                "bad_certificate",
+                name,
+                "a signature of the server or of its certificate does not match the key that should have made it",
+                "an authority that was made again under its old name does this: then upstream.ca_file must hold the new one; \
+                 otherwise somebody interferes with the connection",
+            ),
             other => Self::new(
                 "bad_certificate",
                 name,
