@@ -62,7 +62,7 @@ pub(super) fn run(args: &DoctorArgs, inputs: &InputArgs) -> Exit {
 }
 
 fn module() -> Check {
-    match tls::start() {
+    match tls::module::start() {
         Ok(module) => Check::good("crypto module", format!("{}, certificate {}", module.version, module.certificate.as_deref().unwrap_or("none"))),
         Err(error) => Check::bad("crypto module", error.to_string(), "reinstall the package: the program is damaged"),
     }
@@ -70,7 +70,10 @@ fn module() -> Check {
 
 fn trust(config: &crate::config::Config) -> Check {
     match tls::Client::new(&config.upstream) {
-        Ok(client) => Check::good("trust roots", client.roots().to_string()),
+        Ok(client) => {
+            let roots = client.roots();
+            Check::good("trust roots", format!("{} certificates ({})", roots.count, roots.source))
+        }
         Err(error) => Check::bad("trust roots", error.to_string(), "install ca-certificates, or set upstream.ca_file"),
     }
 }

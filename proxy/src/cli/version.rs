@@ -23,7 +23,7 @@ struct Report {
 
 /// `version`
 pub(super) fn run(args: &VersionArgs) -> Exit {
-    let module = match tls::start() {
+    let module = match tls::module::start() {
         Ok(module) => module,
         Err(error) => {
             eprintln!("agent-fips-proxy: the crypto module is not usable: {error}");

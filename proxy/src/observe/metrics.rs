@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -255,8 +255,8 @@ impl Counters {
             let labels = [("product", product)];
             family.encode_family(&labels)?.encode_histogram::<NoLabels>(sum, count, &buckets, None)?;
         }
-        let mut family = e.encode_descriptor("upstream_retries", "Upstream attempts beyond the first", None, MetricType::Counter)?;
-        ConstCounter::new(self.retries.load(Relaxed)).encode_into(&mut family)
+        let retries = self.retries.load(Relaxed);
+        encode_lone_counter(e, "upstream_retries", "Upstream attempts beyond the first", retries)
     }
 
     fn encode_connections(&self, e: &mut DescriptorEncoder) -> Encoded {
@@ -306,15 +306,12 @@ impl Counters {
             let address = listener.address.to_string();
             encode_gauge(&mut family, &[("name", listener.name.as_str()), ("address", &address)], u64::from(listener.bound))?;
         }
-        let mut family = e.encode_descriptor("interception_attached", "1 when the hooks are in place", None, MetricType::Gauge)?;
-        ConstGauge::new(u64::from(master.interception.attached)).encode_into(&mut family)?;
-        let mut family = e.encode_descriptor("worker_restarts", "Workers that died or were replaced", None, MetricType::Counter)?;
-        ConstCounter::new(master.worker_restarts).encode_into(&mut family)?;
+        let attached = u64::from(master.interception.attached);
+        encode_lone_gauge(e, "interception_attached", "1 when the hooks are in place", attached)?;
+        encode_lone_counter(e, "worker_restarts", "Workers that died", master.worker_restarts)?;
         let Some(kernel) = &master.interception.kernel else { return Ok(()) };
-        let mut family = e.encode_descriptor("intercepted_agents", "Agent cgroups with hooks", None, MetricType::Gauge)?;
-        ConstGauge::new(kernel.agents.len() as u64).encode_into(&mut family)?;
-        let mut family = e.encode_descriptor("destinations", "Networks that the kernel selects", None, MetricType::Gauge)?;
-        ConstGauge::new(kernel.destinations as u64).encode_into(&mut family)?;
+        encode_lone_gauge(e, "intercepted_agents", "Agent cgroups with hooks", kernel.agents.len() as u64)?;
+        encode_lone_gauge(e, "destinations", "Networks that the kernel selects", kernel.destinations as u64)?;
         let mut family =
             e.encode_descriptor("kernel_events", "What the programs decided, from their per-CPU counters", None, MetricType::Counter)?;
         for (event, n) in &kernel.counters {
@@ -335,39 +332,28 @@ impl Counters {
 /// Says what type an absent set of exemplar labels has.
 type NoLabels = [(&'static str, &'static str); 0];
 
-/// A lone value without labels.
-trait EncodeInto {
-    fn encode_into(&self, family: &mut prometheus_client::encoding::MetricEncoder) -> Encoded;
+fn encode_lone_counter(e: &mut DescriptorEncoder, name: &str, help: &str, n: u64) -> Encoded {
+    ConstCounter::new(n).encode(e.encode_descriptor(name, help, None, MetricType::Counter)?)
 }
 
-impl EncodeInto for ConstCounter<u64> {
-    fn encode_into(&self, family: &mut prometheus_client::encoding::MetricEncoder) -> Encoded {
-        let none: NoLabels = [];
-        prometheus_client::encoding::EncodeMetric::encode(self, family.encode_family(&none)?)
-    }
-}
-
-impl EncodeInto for ConstGauge<u64> {
-    fn encode_into(&self, family: &mut prometheus_client::encoding::MetricEncoder) -> Encoded {
-        let none: NoLabels = [];
-        prometheus_client::encoding::EncodeMetric::encode(self, family.encode_family(&none)?)
-    }
+fn encode_lone_gauge(e: &mut DescriptorEncoder, name: &str, help: &str, n: u64) -> Encoded {
+    ConstGauge::new(n).encode(e.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }
 
 fn encode_counter<const N: usize>(
-    family: &mut prometheus_client::encoding::MetricEncoder,
+    family: &mut MetricEncoder,
     labels: &[(&str, &str); N],
     n: u64,
 ) -> Encoded {
-    prometheus_client::encoding::EncodeMetric::encode(&ConstCounter::new(n), family.encode_family(labels)?)
+    ConstCounter::new(n).encode(family.encode_family(labels)?)
 }
 
 fn encode_gauge<const N: usize>(
-    family: &mut prometheus_client::encoding::MetricEncoder,
+    family: &mut MetricEncoder,
     labels: &[(&str, &str); N],
     n: u64,
 ) -> Encoded {
-    prometheus_client::encoding::EncodeMetric::encode(&ConstGauge::new(n), family.encode_family(labels)?)
+    ConstGauge::new(n).encode(family.encode_family(labels)?)
 }
 
 fn request_index(product: usize, via: usize, outcome: usize, class: usize) -> usize {

@@ -120,8 +120,14 @@ struct Worker {
 impl Worker {
     /// Proves the module, builds everything, starts the data threads.
     fn start(config: Config, listeners: Vec<(OwnedFd, Passed)>, master: MasterStatus) -> Result<Self, Failure> {
-        let module = tls::start().map_err(|e| (Exit::Internal, format!("the crypto module is not usable: {e}")))?;
-        tracing::info!("{module}");
+        let module = tls::module::start().map_err(|e| (Exit::Internal, format!("the crypto module is not usable: {e}")))?;
+        let module = module.with_policy(config.upstream.tls_policy);
+        tracing::info!(
+            module = %module.version,
+            certificate = module.certificate.as_deref().unwrap_or("none"),
+            tested_environment = module.environment.tested,
+            "the crypto module passed its integrity and known-answer tests"
+        );
         let client = tls::Client::new(&config.upstream).map_err(|e| (Exit::Config, e.to_string()))?;
         let roots = client.roots().clone();
         if let Err(error) = privileges::raise_open_files() {

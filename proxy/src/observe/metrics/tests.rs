@@ -1,7 +1,7 @@
 use super::*;
 
 fn metrics() -> Metrics {
-    Metrics::new(crate::tls::start().unwrap(), MasterStatus::default(), false)
+    Metrics::new(crate::tls::module::start().unwrap(), MasterStatus::default(), false)
 }
 
 fn record(product: Option<Product>, outcome: Outcome, status: u16) -> RequestRecord {
