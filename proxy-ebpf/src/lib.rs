@@ -1,5 +1,401 @@
 //! Shared by the kernel programs and user space: types with a fixed layout, and the rules that both must agree on.
+//!
+//! Nothing here touches the kernel, so that every rule is tested in user space exactly as it runs in the programs.
+//! Addresses are four 32-bit words in network byte order, as the kernel's contexts show them; IPv4 is kept in its
+//! IPv4-mapped form (`::ffff:a.b.c.d`) everywhere, so that one type serves both families. Ports are in host order.
 #![no_std]
 
 /// How many destination ports can be taken.
 pub const MAX_PORTS: usize = 16;
+/// How many cgroups of proxies are remembered: the running one and those of instances it replaced.
+pub const MAX_OWN_CGROUPS: usize = 4;
+/// Entries of each prefix map: at most 4096 learnt addresses and as many static networks.
+pub const MAX_PREFIXES: u32 = 8192;
+/// Entries of the handover map. It holds a connection only from its SYN to the listener's ESTABLISHED, so that even
+/// 65,536 simultaneous handshakes fit; the largest listen backlog we ask for is 4096.
+pub const MAX_HANDOVER: u32 = 65_536;
+
+/// Slot of the IPv4 listener in the listener map.
+pub const SLOT_V4: u32 = 0;
+/// Slot of the IPv6 listener in the listener map.
+pub const SLOT_V6: u32 = 1;
+/// Slots of the listener map.
+pub const SLOTS: u32 = 2;
+
+/// IPPROTO_TCP. An MPTCP socket shows it too: the hook runs for its first subflow.
+pub const IPPROTO_TCP: u32 = 6;
+
+/// Third word of an IPv4-mapped address, in network order.
+const MAPPED: u32 = 0x0000_ffff_u32.to_be();
+/// 127.0.0.1, in network order.
+const LOOPBACK_V4: u32 = 0x7f00_0001_u32.to_be();
+
+/// An address: IPv6, or IPv4 in its IPv4-mapped form.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Address {
+    /// Four words, each in network byte order.
+    pub words: [u32; 4],
+}
+
+impl Address {
+    /// `::ffff:127.0.0.1`
+    pub const LOOPBACK_V4: Self = Self::from_v4(LOOPBACK_V4);
+    /// `::1`
+    pub const LOOPBACK_V6: Self = Self {
+        words: [0, 0, 0, 1_u32.to_be()],
+    };
+
+    /// An IPv4 address given as one word in network order.
+    #[inline(always)]
+    pub const fn from_v4(word: u32) -> Self {
+        Self {
+            words: [0, 0, MAPPED, word],
+        }
+    }
+
+    /// The IPv4 address, as a word in network order, when this is one.
+    #[inline(always)]
+    pub const fn v4(&self) -> Option<u32> {
+        if self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED {
+            Some(self.words[3])
+        } else {
+            None
+        }
+    }
+
+    /// True when a connection to this address never leaves the host's network namespace by itself: 127.0.0.0/8, `::1`,
+    /// and the unspecified addresses, which `connect()` takes as loopback.
+    #[inline(always)]
+    pub const fn is_local(&self) -> bool {
+        match self.v4() {
+            Some(word) => word == 0 || u32::from_be(word) >> 24 == 127,
+            None => {
+                let [a, b, c, d] = self.words;
+                a == 0 && b == 0 && c == 0 && (d == 0 || d == Self::LOOPBACK_V6.words[3])
+            }
+        }
+    }
+
+    /// The loopback address of the listener that serves this destination's family.
+    #[inline(always)]
+    pub const fn loopback(&self) -> Self {
+        if self.v4().is_some() {
+            Self::LOOPBACK_V4
+        } else {
+            Self::LOOPBACK_V6
+        }
+    }
+
+    /// The listener map's slot that serves this destination's family.
+    #[inline(always)]
+    pub const fn slot(&self) -> u32 {
+        if self.v4().is_some() { SLOT_V4 } else { SLOT_V6 }
+    }
+
+    /// The sixteen bytes of the address.
+    #[inline(always)]
+    pub const fn octets(&self) -> [u8; 16] {
+        let [a, b, c, d] = [
+            self.words[0].to_ne_bytes(),
+            self.words[1].to_ne_bytes(),
+            self.words[2].to_ne_bytes(),
+            self.words[3].to_ne_bytes(),
+        ];
+        [
+            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
+        ]
+    }
+}
+
+/// What the programs are told, replaced as a whole (one entry of a hash map without preallocation, so that a program
+/// never sees half of a change).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// `SO_NETNS_COOKIE` of the listeners' network namespace; 0 when the kernel has none (before 5.14): no check.
+    pub netns_cookie: u64,
+    /// Cgroup ids of proxies, newest first; 0 is an empty place. Cgroup ids are never used twice.
+    pub own_cgroups: [u64; MAX_OWN_CGROUPS],
+    /// Selected destination ports; only the first `port_count` count.
+    pub ports: [u16; MAX_PORTS],
+    /// How many ports are selected.
+    pub port_count: u32,
+    /// `FLAG_*`.
+    pub flags: u32,
+}
+
+/// [`Settings::flags`]: connections are taken.
+pub const FLAG_ENABLED: u32 = 1;
+/// [`Settings::flags`]: a selected connection that we cannot take is refused; without it, it goes out as without us.
+pub const FLAG_CLOSED: u32 = 2;
+
+impl Settings {
+    /// Nothing is taken.
+    pub const OFF: Self = Self {
+        netns_cookie: 0,
+        own_cgroups: [0; MAX_OWN_CGROUPS],
+        ports: [0; MAX_PORTS],
+        port_count: 0,
+        flags: FLAG_CLOSED,
+    };
+
+    /// Connections are taken.
+    #[inline(always)]
+    pub const fn enabled(&self) -> bool {
+        self.flags & FLAG_ENABLED != 0
+    }
+
+    /// A selected connection that cannot be taken is refused.
+    #[inline(always)]
+    pub const fn closed(&self) -> bool {
+        self.flags & FLAG_CLOSED != 0
+    }
+
+    /// True when `port` is a selected destination port.
+    #[inline(always)]
+    pub fn selects_port(&self, port: u16) -> bool {
+        // A loop with a constant bound: the verifiers of 5.10 to 7.2 all accept it.
+        let mut index = 0;
+        while index < MAX_PORTS {
+            if (index as u32) < self.port_count && self.ports[index] == port {
+                return true;
+            }
+            index += 1;
+        }
+        false
+    }
+
+    /// True when `cgroup` is a proxy's.
+    #[inline(always)]
+    pub fn is_own(&self, cgroup: u64) -> bool {
+        let mut index = 0;
+        while index < MAX_OWN_CGROUPS {
+            if cgroup != 0 && self.own_cgroups[index] == cgroup {
+                return true;
+            }
+            index += 1;
+        }
+        false
+    }
+
+    /// Puts a proxy's cgroup first in the list of own cgroups; the oldest drops out.
+    pub fn remember_own(&mut self, cgroup: u64) {
+        let mut list = [0; MAX_OWN_CGROUPS];
+        list[0] = cgroup;
+        let others = self.own_cgroups.iter().filter(|&&id| id != cgroup && id != 0);
+        for (place, &id) in list.iter_mut().skip(1).zip(others) {
+            *place = id;
+        }
+        self.own_cgroups = list;
+    }
+}
+
+/// What a connect hook knows of a connection before it looks at the destination prefixes.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    /// The socket's protocol.
+    pub protocol: u32,
+    /// Where it wants to go.
+    pub destination: Address,
+    /// Destination port.
+    pub port: u16,
+    /// `bpf_get_current_cgroup_id()`.
+    pub cgroup: u64,
+    /// `bpf_get_netns_cookie()`; 0 when not asked for.
+    pub netns_cookie: u64,
+}
+
+/// Why a connection is left alone; everything but the destination prefixes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skip {
+    /// Not TCP. Not counted: UDP connects of an Agent (DNS, DogStatsD) are none of our business.
+    NotTcp,
+    /// Interception is off.
+    Disabled,
+    /// The proxy's own connection.
+    Own,
+    /// Another network namespace than the listener's: its loopback is not ours.
+    OtherNetns,
+    /// A loopback or unspecified destination. Also what a second copy of the program sees, during an upgrade, of a
+    /// connection that the first copy rewrote.
+    Local,
+    /// The port is not selected.
+    Port,
+}
+
+impl Skip {
+    /// The counter for this reason.
+    #[inline(always)]
+    pub const fn counter(self) -> Option<Counter> {
+        match self {
+            Self::Own => Some(Counter::Own),
+            Self::OtherNetns => Some(Counter::OtherNetns),
+            Self::Port => Some(Counter::NotSelectedPort),
+            Self::NotTcp | Self::Disabled | Self::Local => None,
+        }
+    }
+}
+
+/// The match function, all but the prefix lookup: `None` when the connection is a candidate.
+///
+/// The order matters: our own connections are recognised before anything about the destination is asked, and a
+/// loopback destination before the port, so that the rewritten address of a first copy is never counted or undone.
+#[inline(always)]
+pub fn skip(settings: &Settings, attempt: &Attempt) -> Option<Skip> {
+    if attempt.protocol != IPPROTO_TCP {
+        return Some(Skip::NotTcp);
+    }
+    if !settings.enabled() {
+        return Some(Skip::Disabled);
+    }
+    if settings.is_own(attempt.cgroup) {
+        return Some(Skip::Own);
+    }
+    if settings.netns_cookie != 0 && settings.netns_cookie != attempt.netns_cookie {
+        return Some(Skip::OtherNetns);
+    }
+    if attempt.destination.is_local() {
+        return Some(Skip::Local);
+    }
+    if !settings.selects_port(attempt.port) {
+        return Some(Skip::Port);
+    }
+    None
+}
+
+/// The original destination of a rewritten connection: in the storage of the client's socket, in the handover map, and
+/// in the storage of the accepted socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Original {
+    /// Where the client wanted to go.
+    pub address: Address,
+    /// Its port.
+    pub port: u16,
+    /// The listener's port that the connection was rewritten to.
+    pub listener_port: u16,
+}
+
+impl Original {
+    /// True when `peer`, as the kernel shows it, is the loopback address and port that this connection was rewritten to.
+    /// Anything else is a later connection of the same socket, which must not be told the old peer.
+    #[inline(always)]
+    pub fn is_rewritten_to(&self, peer: &Address, port: u16) -> bool {
+        let loopback = self.address.loopback();
+        port == self.listener_port
+            && peer.words[0] == loopback.words[0]
+            && peer.words[1] == loopback.words[1]
+            && peer.words[2] == loopback.words[2]
+            && peer.words[3] == loopback.words[3]
+    }
+}
+
+/// How the accepted side finds the client side: the client's tuple, in its network namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct HandoverKey {
+    /// Network-namespace cookie where sockops programs can ask for it (5.15), else 0.
+    pub netns_cookie: u64,
+    /// The client's address.
+    pub client: Address,
+    /// The client's port.
+    pub client_port: u16,
+    /// The listener's port.
+    pub listener_port: u16,
+    /// Always 0: keys are compared as bytes, so that there must be no padding.
+    pub reserved: u32,
+}
+
+impl HandoverKey {
+    /// The key of a connection.
+    #[inline(always)]
+    pub const fn new(netns_cookie: u64, client: Address, client_port: u16, listener_port: u16) -> Self {
+        Self {
+            netns_cookie,
+            client,
+            client_port,
+            listener_port,
+            reserved: 0,
+        }
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])+ $variant:ident = $name:literal,)+) => {
+        /// What the programs count, per CPU. Names are those of the metrics.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Counter {
+            $($(#[$doc])+ $variant,)+
+        }
+
+        impl Counter {
+            /// All counters in map order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The name in metrics and status.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+counters! {
+    /// IPv4 and IPv4-mapped connections rewritten to the listener.
+    InterceptedV4 = "intercepted_v4",
+    /// IPv6 connections rewritten to the listener.
+    InterceptedV6 = "intercepted_v6",
+    /// TCP connections of an Agent to a port that is not selected.
+    NotSelectedPort = "not_selected_port",
+    /// TCP connections of an Agent to a selected port of a destination that is not selected.
+    NotSelectedDestination = "not_selected_destination",
+    /// Connections from another network namespace than the listener's.
+    OtherNetns = "other_netns",
+    /// Connections of a proxy that a selector covered.
+    Own = "own",
+    /// Refused because nobody listens here and the policy is `closed`.
+    RefusedNoListener = "refused_no_listener",
+    /// Refused because the socket is bound to a device and the policy is `closed`.
+    RefusedBoundDevice = "refused_bound_device",
+    /// Refused because the socket's storage could not be written (out of memory) and the policy is `closed`.
+    RefusedNoStorage = "refused_no_storage",
+    /// Let go because nobody listens here and the policy is `open`.
+    OpenNoListener = "open_no_listener",
+    /// Let go because the socket is bound to a device and the policy is `open`.
+    OpenBoundDevice = "open_bound_device",
+    /// Let go because the socket's storage could not be written (out of memory) and the policy is `open`.
+    OpenNoStorage = "open_no_storage",
+    /// Rewritten connections whose tuple was published for the accepting side.
+    Published = "published",
+    /// Accepted connections that got their original destination.
+    HandedOver = "handed_over",
+    /// Accepted connections without an original destination: not of an Agent. The worker closes those on the
+    /// interception listener; connections to the explicit ports are counted here too.
+    HandoverMissing = "handover_missing",
+    /// Questions for the original destination that were answered.
+    OriginalDstAnswered = "original_dst_answered",
+    /// `getpeername()` calls answered with the original destination.
+    PeerAnswered = "peer_answered",
+}
+
+#[cfg(feature = "user")]
+mod user {
+    use super::{Address, HandoverKey, Original, Settings};
+
+    // SAFETY: `repr(C)`, made of integers only, and without padding (the layout tests prove it), so that every bit
+    // pattern is a value. Needed to hand the types to aya's maps.
+    unsafe impl aya::Pod for Address {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Settings {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Original {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for HandoverKey {}
+}
+
+#[cfg(test)]
+mod tests;

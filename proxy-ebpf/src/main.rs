@@ -1,1 +1,24 @@
-fn main() {}
+//! The kernel programs. Built for `bpfel-unknown-none` by `proxy/build.rs`, embedded into the library.
+//!
+//! An Agent's connection meets them in this order: [`connect`] rewrites its destination and remembers the original,
+//! [`sockops`] publishes it when the SYN leaves and hands it to the accepted socket, [`getsockopt`] tells it to the
+//! worker; [`getpeername`] keeps the Agent's view of its peer.
+#![no_std]
+#![no_main]
+
+mod connect;
+mod getpeername;
+mod getsockopt;
+mod maps;
+mod sockops;
+
+/// Licence of the object: some helpers are for GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Never reached: the programs have no panicking path, else the verifier would refuse them.
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

@@ -1,0 +1,138 @@
+//! `sockops`: carries the original destination from the client's socket to the accepted one.
+//!
+//! In an Agent's cgroup it publishes the tuple when the SYN leaves; in the proxy's cgroup it finds it when the accepted
+//! socket becomes ESTABLISHED, before `accept()` can return. The entry lives for that moment only: ports are recycled,
+//! and a stale entry would be somebody else's destination.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock},
+    helpers::generated::bpf_get_netns_cookie,
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+use aya_log_ebpf::debug;
+use proxy_ebpf::{Address, Counter, HandoverKey};
+
+use crate::maps::{ACCEPTED, CLIENT, HANDOVER, HAS_SOCKOPS_NETNS_COOKIE, count, load, store};
+
+const AF_INET: u32 = 2;
+
+// Not named `sockops`: a function named like its ELF section does not link.
+/// Both ends of the handover.
+#[sock_ops]
+pub fn handover(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => publish(&ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => receive(&ctx),
+        _ => {}
+    }
+    0
+}
+
+/// The client's side.
+#[inline(always)]
+fn publish(ctx: &SockOpsContext) {
+    let Some(original) = load(&CLIENT, socket(ctx)) else {
+        return;
+    };
+    let (client, peer) = addresses(ctx);
+    // The note may be of an earlier connection of this socket.
+    if !original.is_rewritten_to(&peer, remote_port(ctx)) {
+        return;
+    }
+    let key = HandoverKey::new(netns_cookie(ctx), client, local_port(ctx), original.listener_port);
+    if HANDOVER.insert(key, original, 0).is_ok() {
+        count(Counter::Published);
+    }
+}
+
+/// The accepted socket's side.
+#[inline(always)]
+fn receive(ctx: &SockOpsContext) {
+    let (_, client) = addresses(ctx);
+    let key = HandoverKey::new(netns_cookie(ctx), client, remote_port(ctx), local_port(ctx));
+    // SAFETY: an LRU entry may be reused while it is read, when the map is full: the copy is taken at once, and the map
+    // is far larger than the number of handshakes in flight.
+    let Some(original) = (unsafe { HANDOVER.get(key) }).copied() else {
+        // Another copy of this program, during an upgrade, may have been here before.
+        if load(&ACCEPTED, socket(ctx)).is_none() {
+            count(Counter::HandoverMissing);
+            debug!(
+                ctx,
+                "accepted [{:i}]:{} on port {} without an original destination",
+                client.octets(),
+                key.client_port,
+                key.listener_port
+            );
+        }
+        return;
+    };
+    if store(&ACCEPTED, socket(ctx), &original) {
+        count(Counter::HandedOver);
+    } else {
+        count(Counter::HandoverMissing);
+    }
+    // That another copy removed it first is no error.
+    let _ = HANDOVER.remove(key);
+}
+
+/// Local and remote address. An IPv4-mapped client and the IPv4 socket that accepts it give the same result.
+#[inline(always)]
+fn addresses(ctx: &SockOpsContext) -> (Address, Address) {
+    if ctx.family() == AF_INET {
+        return (Address::from_v4(ctx.local_ip4()), Address::from_v4(ctx.remote_ip4()));
+    }
+    // SAFETY: the kernel's context; constant indices and volatile, as the verifier allows 32-bit loads only.
+    unsafe {
+        let local = &raw const (*ctx.ops).local_ip6;
+        let remote = &raw const (*ctx.ops).remote_ip6;
+        (
+            Address {
+                words: [
+                    (&raw const (*local)[0]).read_volatile(),
+                    (&raw const (*local)[1]).read_volatile(),
+                    (&raw const (*local)[2]).read_volatile(),
+                    (&raw const (*local)[3]).read_volatile(),
+                ],
+            },
+            Address {
+                words: [
+                    (&raw const (*remote)[0]).read_volatile(),
+                    (&raw const (*remote)[1]).read_volatile(),
+                    (&raw const (*remote)[2]).read_volatile(),
+                    (&raw const (*remote)[3]).read_volatile(),
+                ],
+            },
+        )
+    }
+}
+
+/// The namespace, where the kernel tells it to sockops programs.
+#[inline(always)]
+fn netns_cookie(ctx: &SockOpsContext) -> u64 {
+    if HAS_SOCKOPS_NETNS_COOKIE.load() == 0 {
+        return 0;
+    }
+    // SAFETY: a plain helper call on the context; the branch is dead where the helper does not exist.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+/// `remote_port` is in network order, in the upper half on little-endian machines.
+#[inline(always)]
+fn remote_port(ctx: &SockOpsContext) -> u16 {
+    u32::from_be(ctx.remote_port()) as u16
+}
+
+/// `local_port` is in host order.
+#[inline(always)]
+fn local_port(ctx: &SockOpsContext) -> u16 {
+    ctx.local_port() as u16
+}
+
+/// The socket; null while it is only a request.
+#[inline(always)]
+fn socket(ctx: &SockOpsContext) -> *mut bpf_sock {
+    // SAFETY: a field of the kernel's context (5.3).
+    unsafe { (*ctx.ops).__bindgen_anon_2.sk }
+}

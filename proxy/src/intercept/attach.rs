@@ -1,0 +1,155 @@
+//! Attaches and detaches: pinned links in Agents' cgroups, unpinned ones in our own.
+//!
+//! A pin is replaced by attaching the new link first and renaming its pin over the old one (`rename` on bpffs is
+//! atomic): between the two both programs run, and the second sees a loopback destination, which it leaves alone. So a
+//! restart or an upgrade has no gap. After pinning we keep no descriptor: removing the pin detaches, whoever does it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use aya::Ebpf;
+use aya::programs::cgroup_sockopt::CgroupSockoptLink;
+use aya::programs::links::FdLink;
+use aya::programs::sock_ops::SockOpsLink;
+use aya::programs::{CgroupAttachMode, Program, ProgramError};
+
+use super::error::InterceptError;
+use super::host::{Cgroup2, PinDirectory, create_private, remove_directory};
+use super::load::{AGENT_HOOKS, OWN_HOOKS};
+
+/// Suffix of a pin that is about to replace another. (bpffs allows no dot in a name.)
+const NEXT: &str = "-next";
+
+/// bpf_link has no flags for cgroups: `AllowMultiple` gives EINVAL, and a link always runs beside others (5.7).
+const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+
+/// Attaches every Agent-side program to a cgroup and pins the links; replaces pins that are there.
+pub(super) fn attach_agent(
+    ebpf: &mut Ebpf,
+    cgroups: &Cgroup2,
+    pins: &PinDirectory,
+    cgroup: &Path,
+    id: u64,
+) -> Result<(), InterceptError> {
+    let directory = pins.links_of(id);
+    create_private(&directory)?;
+    let path = cgroups.directory(cgroup);
+    let handle = File::open(&path).map_err(InterceptError::file("open the cgroup", &path))?;
+    for hook in AGENT_HOOKS {
+        let link = link(ebpf, hook, &handle, cgroup)?;
+        let next = directory.join(format!("{hook}{NEXT}"));
+        // Left by an instance that was killed between the two steps below.
+        remove_file(&next)?;
+        let pinned = link.pin(&next).map_err(|source| InterceptError::Pin {
+            path: next.clone(),
+            source: Box::new(source),
+        })?;
+        let pin = directory.join(hook);
+        fs::rename(&next, &pin).map_err(InterceptError::file("put a pin in place at", &pin))?;
+        drop(pinned);
+    }
+    Ok(())
+}
+
+/// True when every Agent-side link of a cgroup is pinned.
+pub(super) fn is_attached(pins: &PinDirectory, id: u64) -> bool {
+    let directory = pins.links_of(id);
+    AGENT_HOOKS.iter().all(|hook| directory.join(hook).exists())
+}
+
+/// Cgroup ids that have a directory of pins.
+pub(super) fn pinned_cgroups(pins: &PinDirectory) -> Result<Vec<u64>, InterceptError> {
+    let directory = pins.links();
+    let entries = match fs::read_dir(&directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(InterceptError::file("read", directory))?,
+    };
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
+        .collect())
+}
+
+/// Removes the pins of a cgroup, which detaches the programs; connect hooks first, so that no connection is rewritten
+/// that nobody would hand over. Returns what was removed.
+pub(super) fn detach_agent(pins: &PinDirectory, id: u64) -> Result<Vec<PathBuf>, InterceptError> {
+    let directory = pins.links_of(id);
+    let mut removed = Vec::new();
+    for hook in AGENT_HOOKS.iter().rev() {
+        for pin in [directory.join(hook), directory.join(format!("{hook}{NEXT}"))] {
+            if remove_file(&pin)? {
+                removed.push(pin);
+            }
+        }
+    }
+    remove_directory(&directory)?;
+    Ok(removed)
+}
+
+/// The accepting side's links: gone with this value, or with the process.
+#[derive(Debug)]
+pub(super) struct OwnLinks {
+    _handover: SockOpsLink,
+    _original_dst: CgroupSockoptLink,
+}
+
+/// Attaches the accepting side's programs to our own cgroup.
+pub(super) fn attach_own(ebpf: &mut Ebpf, cgroups: &Cgroup2, cgroup: &Path) -> Result<OwnLinks, InterceptError> {
+    let path = cgroups.directory(cgroup);
+    let handle = File::open(&path).map_err(InterceptError::file("open the cgroup", &path))?;
+    let [sockops, sockopt] = OWN_HOOKS;
+    Ok(OwnLinks {
+        _handover: match ebpf.program_mut(sockops) {
+            Some(Program::SockOps(program)) => program
+                .attach(&handle, MODE)
+                .and_then(|id| program.take_link(id))
+                .map_err(failed(sockops, cgroup))?,
+            _ => return Err(InterceptError::Missing(sockops)),
+        },
+        _original_dst: match ebpf.program_mut(sockopt) {
+            Some(Program::CgroupSockopt(program)) => program
+                .attach(&handle, MODE)
+                .and_then(|id| program.take_link(id))
+                .map_err(failed(sockopt, cgroup))?,
+            _ => return Err(InterceptError::Missing(sockopt)),
+        },
+    })
+}
+
+/// A new link of an Agent-side program.
+fn link(ebpf: &mut Ebpf, hook: &'static str, handle: &File, cgroup: &Path) -> Result<FdLink, InterceptError> {
+    let link = match ebpf.program_mut(hook).ok_or(InterceptError::Missing(hook))? {
+        Program::CgroupSockAddr(program) => program
+            .attach(handle.as_fd(), MODE)
+            .and_then(|id| program.take_link(id))
+            .map(FdLink::try_from),
+        Program::SockOps(program) => program
+            .attach(handle.as_fd(), MODE)
+            .and_then(|id| program.take_link(id))
+            .map(FdLink::try_from),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    };
+    link.map_err(failed(hook, cgroup))?.map_err(|_| {
+        InterceptError::Unsupported("links that outlive the process need bpf_link (Linux 5.7)".to_owned())
+    })
+}
+
+fn failed(program: &'static str, cgroup: &Path) -> impl FnOnce(ProgramError) -> InterceptError {
+    let cgroup = cgroup.to_owned();
+    move |source| InterceptError::Attach {
+        program,
+        cgroup,
+        source: Box::new(source),
+    }
+}
+
+/// Removes a file; false when it was not there.
+pub(super) fn remove_file(path: &Path) -> Result<bool, InterceptError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(InterceptError::file("remove", path)(error)),
+    }
+}

@@ -1,0 +1,175 @@
+//! The proxy's own cgroup: what the kernel programs recognise as "ourselves", and where the accepting side's programs
+//! are attached.
+//!
+//! A socket belongs to the cgroup of the process that creates it, so the master moves before it makes listeners.
+//! Under a service manager the unit's cgroup is already ours; elsewhere we make `<root>/agent-fips-proxy-<pid>`.
+//! Leftovers of a killed instance are removed at the next start: `rmdir` refuses as long as a process lives there,
+//! which is exactly the ownership test, and safe against instances that run at the same time.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::error::InterceptError;
+use super::host::Cgroup2;
+
+/// In the name of every cgroup that is ours.
+const NAME: &str = "agent-fips-proxy";
+
+/// Membership in our own cgroup. Dropping it moves the process back and removes the cgroup when we made it.
+#[derive(Debug)]
+pub struct OwnCgroup {
+    cgroups: Cgroup2,
+    path: PathBuf,
+    id: u64,
+    /// Where the process was before; `None` when the cgroup was there before us.
+    previous: Option<PathBuf>,
+}
+
+impl OwnCgroup {
+    /// Enters it.
+    ///
+    /// # Errors
+    /// No cgroup2 hierarchy, or no right to make a cgroup and move into it (root).
+    pub fn enter() -> Result<Self, InterceptError> {
+        let cgroups = Cgroup2::find()?;
+        remove_stale(&cgroups);
+        let current = current()?;
+        if is_own_leaf(&cgroups, &current) {
+            let id = cgroups.id(&current)?;
+            return Ok(Self {
+                cgroups,
+                path: current,
+                id,
+                previous: None,
+            });
+        }
+        let path = PathBuf::from(format!("/{NAME}-{}", std::process::id()));
+        let directory = cgroups.directory(&path);
+        // Another instance's clean-up may remove the directory while it is empty: then once more.
+        for attempt in 0_u8.. {
+            create(&directory)?;
+            let members = directory.join("cgroup.procs");
+            match fs::write(&members, "0") {
+                Ok(()) => break,
+                Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < 3 => {}
+                Err(error) => return Err(InterceptError::file("move into the cgroup", members)(error)),
+            }
+        }
+        let id = cgroups.id(&path)?;
+        tracing::debug!(cgroup = %path.display(), id, "entered our own cgroup");
+        Ok(Self {
+            cgroups,
+            path,
+            id,
+            previous: Some(current),
+        })
+    }
+
+    /// The kernel's id of the cgroup.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Its path below the cgroup2 root.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn cgroups(&self) -> &Cgroup2 {
+        &self.cgroups
+    }
+}
+
+impl Drop for OwnCgroup {
+    fn drop(&mut self) {
+        let Some(previous) = &self.previous else {
+            return;
+        };
+        let members = self.cgroups.directory(previous).join("cgroup.procs");
+        let directory = self.cgroups.directory(&self.path);
+        // A draining worker keeps the cgroup; the next start removes it then.
+        if let Err(error) = fs::write(&members, "0").and_then(|()| fs::remove_dir(&directory)) {
+            tracing::debug!(cgroup = %self.path.display(), %error, "our cgroup stays until the next start");
+        }
+    }
+}
+
+/// Removes cgroups of instances that are gone; returns them. Never fails: one that is in use stays.
+pub(super) fn remove_stale(cgroups: &Cgroup2) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(cgroups.root()) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| is_made_by_us(&entry.file_name().to_string_lossy()))
+        .filter(|entry| fs::remove_dir(entry.path()).is_ok())
+        .map(|entry| Path::new("/").join(entry.file_name()))
+        .collect()
+}
+
+/// `agent-fips-proxy-<pid>`: nothing else is ever removed.
+fn is_made_by_us(name: &str) -> bool {
+    name.strip_prefix(NAME)
+        .and_then(|rest| rest.strip_prefix('-'))
+        .is_some_and(|pid| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+fn create(directory: &Path) -> Result<(), InterceptError> {
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(InterceptError::file("create the cgroup", directory)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The cgroup2 membership of this process.
+pub(super) fn current() -> Result<PathBuf, InterceptError> {
+    let path = "/proc/self/cgroup";
+    let text = fs::read_to_string(path).map_err(InterceptError::file("read", path))?;
+    parse_membership(&text).ok_or_else(|| {
+        InterceptError::Unsupported(
+            "this process is in no cgroup2 cgroup (no `0::` line in /proc/self/cgroup, or one outside of the visible \
+             hierarchy); interception needs cgroup2 (kernel command line: systemd.unified_cgroup_hierarchy=1)"
+                .to_owned(),
+        )
+    })
+}
+
+fn parse_membership(text: &str) -> Option<PathBuf> {
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+    // A cgroup outside of our cgroup namespace shows as `/../..`: nothing that we could open.
+    (path.starts_with('/') && !path.split('/').any(|part| part == "..")).then(|| PathBuf::from(path))
+}
+
+/// True for a cgroup with our name and no children: a unit's, or one that we made and re-enter after an exec.
+fn is_own_leaf(cgroups: &Cgroup2, cgroup: &Path) -> bool {
+    let named = cgroup.file_name().is_some_and(|name| name.to_string_lossy().contains(NAME));
+    named
+        && fs::read_dir(cgroups.directory(cgroup)).is_ok_and(|entries| {
+            !entries.flatten().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn membership_lines() {
+        let hybrid = "2:cpu:/x\n1:name=systemd:/y\n0::/system.slice/ssh.service\n";
+        assert_eq!(parse_membership(hybrid), Some("/system.slice/ssh.service".into()));
+        assert_eq!(parse_membership("0::/\n"), Some("/".into()));
+        assert_eq!(parse_membership("0::/../../x\n"), None, "outside of the cgroup namespace");
+        assert_eq!(parse_membership("1:cpu:/x\n"), None, "cgroup v1 only");
+    }
+
+    #[test]
+    fn only_our_naming_scheme_is_removed() {
+        assert!(is_made_by_us("agent-fips-proxy-4711"));
+        for other in ["agent-fips-proxy.service", "agent-fips-proxy-", "agent-fips-proxy-x1", "agent-fips-proxy", "x-1"] {
+            assert!(!is_made_by_us(other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! What this host can do: one row per check, for `doctor`, and for the decision whether interception can start.
+//!
+//! Nothing is changed: checks read, and load throw-away programs at most.
+
+use std::fs;
+use std::path::Path;
+
+use caps::{CapSet, Capability};
+use nix::sys::statfs::BPF_FS_MAGIC;
+use serde::{Deserialize, Serialize};
+
+use super::host::{Cgroup2, OWN_BPFFS, is_filesystem};
+use super::load::{Features, kernel};
+use super::own;
+
+/// Lowest kernel that every program was seen to load on.
+const MIN_KERNEL: (u32, u32) = (5, 10);
+
+/// One check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What was looked at, short and stable: scripts may match it.
+    pub name: String,
+    /// Good, or good enough.
+    pub ok: bool,
+    /// False for a check whose failure costs comfort, not interception.
+    pub required: bool,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it; empty when `ok`.
+    pub cure: String,
+    /// The capability that is missing, with the call that needs it; `None` when the reason is another.
+    pub capability: Option<String>,
+}
+
+impl Check {
+    fn new(name: &str, ok: bool, detail: impl Into<String>, cure: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            ok,
+            required: true,
+            detail: detail.into(),
+            cure: if ok { String::new() } else { cure.to_owned() },
+            capability: None,
+        }
+    }
+
+    fn optional(mut self) -> Self {
+        self.required = false;
+        self
+    }
+}
+
+/// Every check, in the order in which the things are needed.
+pub fn checks() -> Vec<Check> {
+    let mut rows = vec![kernel_version(&kernel())];
+    rows.extend(NEEDED.iter().map(capability));
+    rows.extend([cgroup2(), membership(), bpffs(), programs(), btf(), jit()]);
+    rows
+}
+
+/// The first required check that fails, when interception cannot work here. A missing capability comes first: without
+/// it later checks fail for that reason.
+pub fn obstacle(rows: &[Check]) -> Option<&Check> {
+    let failed = || rows.iter().filter(|row| row.required && !row.ok);
+    failed().find(|row| row.capability.is_some()).or_else(|| failed().next())
+}
+
+/// A capability, the calls that need it, and whether CAP_SYS_ADMIN includes it.
+struct Needed {
+    capability: Capability,
+    calls: &'static str,
+    in_sys_admin: bool,
+}
+
+const NEEDED: [Needed; 3] = [
+    Needed {
+        capability: Capability::CAP_BPF,
+        calls: "bpf(BPF_MAP_CREATE), bpf(BPF_PROG_LOAD)",
+        in_sys_admin: true,
+    },
+    Needed {
+        capability: Capability::CAP_NET_ADMIN,
+        calls: "bpf(BPF_PROG_LOAD) of cgroup socket programs, bpf(BPF_LINK_CREATE)",
+        in_sys_admin: false,
+    },
+    Needed {
+        capability: Capability::CAP_DAC_OVERRIDE,
+        calls: "creating a cgroup, moving into it, and pinning below bpffs, unless the process is root or owns them",
+        in_sys_admin: false,
+    },
+];
+
+fn capability(needed: &Needed) -> Check {
+    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let ok = has(needed.capability) || (needed.in_sys_admin && has(Capability::CAP_SYS_ADMIN));
+    let name = needed.capability.to_string();
+    let mut check = Check::new(
+        &name,
+        ok,
+        if ok { "effective".to_owned() } else { format!("missing; needed for {}", needed.calls) },
+        "run as root, or add it to AmbientCapabilities= of the unit or to securityContext.capabilities.add",
+    );
+    if !ok {
+        check.capability = Some(format!("{name} ({})", needed.calls));
+    }
+    // The service manager may have prepared the directories: only then is it not needed.
+    if needed.capability == Capability::CAP_DAC_OVERRIDE {
+        check = check.optional();
+    }
+    check
+}
+
+fn kernel_version(release: &str) -> Check {
+    let (major, minor) = MIN_KERNEL;
+    let ok = parse_release(release).is_some_and(|version| version >= MIN_KERNEL);
+    Check::new(
+        "kernel",
+        ok,
+        release,
+        &format!("interception needs Linux {major}.{minor} or newer; use the explicit ports (fips.* settings) instead"),
+    )
+}
+
+fn parse_release(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+fn cgroup2() -> Check {
+    let (ok, detail) = match Cgroup2::find() {
+        Ok(found) => (true, found.root().display().to_string()),
+        Err(error) => (false, error.to_string()),
+    };
+    Check::new(
+        "cgroup2",
+        ok,
+        detail,
+        "mount it (`mount -t cgroup2 none /sys/fs/cgroup/unified`), or boot with systemd.unified_cgroup_hierarchy=1",
+    )
+}
+
+fn membership() -> Check {
+    let (ok, detail) = match own::current() {
+        Ok(path) => (true, path.display().to_string()),
+        Err(error) => (false, error.to_string()),
+    };
+    Check::new("own cgroup", ok, detail, "start the proxy inside the cgroup namespace of the host")
+}
+
+fn bpffs() -> Check {
+    let name = "bpffs";
+    if let Some(path) = ["/sys/fs/bpf", OWN_BPFFS].into_iter().find(|path| is_filesystem(Path::new(path), BPF_FS_MAGIC))
+    {
+        return Check::new(name, true, path, "");
+    }
+    let known = fs::read_to_string("/proc/filesystems").is_ok_and(|list| list.contains("\tbpf\n"));
+    let admin = caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap_or(false);
+    let mut check = Check::new(
+        name,
+        known && admin,
+        format!("none at /sys/fs/bpf; one of our own will be mounted at {OWN_BPFFS}"),
+        "mount one: `mount -t bpf bpf /sys/fs/bpf`",
+    );
+    if known && !admin {
+        check.detail = "none at /sys/fs/bpf".to_owned();
+        check.capability = Some("CAP_SYS_ADMIN (mount of a bpffs)".to_owned());
+    } else if !known {
+        check.detail = "the kernel has no bpf file system (CONFIG_BPF_SYSCALL)".to_owned();
+    }
+    check
+}
+
+fn programs() -> Check {
+    let (ok, detail) = match Features::probe() {
+        Ok(features) => (
+            true,
+            format!(
+                "loadable; refusal by {}; namespaces told apart in sockops: {}",
+                if features.set_retval { "ECONNREFUSED" } else { "EPERM (before 5.18)" },
+                if features.sockops_netns_cookie { "yes" } else { "no (before 5.15)" },
+            ),
+        ),
+        Err(error) => (false, error.to_string()),
+    };
+    Check::new(
+        "bpf programs",
+        ok,
+        detail,
+        "see the capabilities above; a lockdown mode or a security module may forbid bpf() too",
+    )
+}
+
+fn btf() -> Check {
+    let path = "/sys/kernel/btf/vmlinux";
+    let ok = Path::new(path).exists();
+    Check::new(
+        "btf",
+        ok,
+        if ok { path } else { "the kernel shows no BTF" },
+        "socket storage needs a kernel with CONFIG_DEBUG_INFO_BTF; every current distribution kernel has it",
+    )
+    // The maps' own BTF is loaded without that of the kernel; it helps only to read the verifier's messages.
+    .optional()
+}
+
+fn jit() -> Check {
+    let value = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_default();
+    let ok = value.trim() != "0";
+    Check::new(
+        "bpf jit",
+        ok,
+        if ok { "on" } else { "off: programs are interpreted" },
+        "sysctl net.core.bpf_jit_enable=1",
+    )
+    .optional()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases() {
+        assert_eq!(parse_release("6.18.44"), Some((6, 18)));
+        assert_eq!(parse_release("5.10.0-30-cloud-amd64"), Some((5, 10)));
+        assert_eq!(parse_release("unknown"), None);
+        assert!(kernel_version("5.10.1").ok && kernel_version("7.2-rc1").ok);
+        let old = kernel_version("5.4.0-1-generic");
+        assert!(!old.ok && old.cure.contains("5.10"));
+    }
+
+    #[test]
+    fn a_missing_capability_is_the_first_obstacle() {
+        let mut missing = Check::new("CAP_BPF", false, "missing", "run as root");
+        missing.capability = Some("CAP_BPF (bpf)".to_owned());
+        let rows = [
+            Check::new("kernel", true, "6.1", ""),
+            Check::new("btf", false, "none", "x").optional(),
+            Check::new("bpffs", false, "none", "mount"),
+            missing,
+        ];
+        assert_eq!(obstacle(&rows).unwrap().name, "CAP_BPF");
+        assert_eq!(obstacle(&rows[..3]).unwrap().name, "bpffs");
+        assert_eq!(obstacle(&rows[..2]), None, "an optional check is no obstacle");
+    }
+
+    #[test]
+    fn every_failed_row_has_a_cure() {
+        for row in checks() {
+            assert!(!row.detail.is_empty(), "{row:?}");
+            assert_eq!(row.ok, row.cure.is_empty(), "{row:?}");
+        }
+    }
+}
