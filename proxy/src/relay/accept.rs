@@ -1,0 +1,398 @@
+//! Accepts connections, and takes each to its end with one record.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::classify::{self, Class, First};
+use super::decide::{self, Decision};
+use super::http::{self, answer, head};
+use super::origin::{self, ClientAddr, Origin, OriginalDst, canonical};
+use super::outcome::{ConnectionRecord, Outcome, Via};
+use super::tunnel;
+use super::upstream::connect::Handshake;
+use super::upstream::pool::Pool;
+use super::upstream::target::Targets;
+use super::{Listener, Recorder, Role, Shared, Slot, drained};
+
+/// After an accept error that does not go away by itself (EMFILE, ENOMEM).
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Overload answers that are on their way at once, per listener; beyond them connections are closed unanswered.
+const MAX_REJECTS: usize = 64;
+/// How long a rejected client may take to read its answer.
+const REJECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What the connections of one data thread share.
+pub(super) struct Thread<H> {
+    pub(super) shared: Arc<Shared<H>>,
+    pub(super) pool: Rc<Pool>,
+    pub(super) targets: Targets,
+    own: Vec<SocketAddr>,
+}
+
+impl<H> Thread<H> {
+    pub(super) fn new(shared: Arc<Shared<H>>, own: Vec<SocketAddr>) -> Self {
+        let pool = Rc::new(Pool::new(shared.config.upstream.pool_idle_timeout));
+        Self {
+            shared,
+            pool,
+            targets: Targets::default(),
+            own,
+        }
+    }
+
+    /// True for an address that one of our listeners answers: dialling it would be a loop.
+    pub(super) fn is_own(&self, address: SocketAddr) -> bool {
+        let address = canonical(address);
+        self.own.iter().map(|own| canonical(*own)).any(|own| {
+            own.port() == address.port()
+                && (own.ip() == address.ip()
+                    || (own.ip().is_unspecified()
+                        && (address.ip().is_loopback() || address.ip().is_unspecified()))
+                    || (address.ip().is_unspecified() && own.ip().is_loopback()))
+        })
+    }
+}
+
+/// Accepts on one listener until draining, then waits for its connections, at most `limits.drain_timeout`.
+pub(super) async fn listen<H: Handshake>(
+    listener: Listener,
+    thread: Rc<Thread<H>>,
+    mut drain: watch::Receiver<bool>,
+) {
+    let Listener { role, socket } = listener;
+    let address = socket.local_addr();
+    let listener = match socket
+        .set_nonblocking(true)
+        .and_then(|()| TcpListener::from_std(socket))
+    {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(?role, ?address, %error, "cannot serve a listener");
+            return;
+        }
+    };
+    let mut connections = JoinSet::new();
+    let mut rejects = JoinSet::new();
+    let mut backoff = BACKOFF_MIN;
+    loop {
+        tokio::select! {
+            biased;
+            () = drained(&mut drain) => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            Some(_) = rejects.join_next(), if !rejects.is_empty() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, client)) => {
+                    backoff = BACKOFF_MIN;
+                    let client = ClientAddr(canonical(client));
+                    match thread.shared.slots.take() {
+                        Some(slot) => {
+                            connections.spawn_local(connection(Rc::clone(&thread), role, stream, client, slot, drain.clone()));
+                        }
+                        None => overloaded(&thread, role, stream, client, &mut rejects),
+                    }
+                }
+                // The client gave up between its SYN and our accept.
+                Err(error) if is_clients_fault(&error) => {}
+                Err(error) => {
+                    tracing::error!(?role, %error, ?backoff, "cannot accept; is LimitNOFILE too low?");
+                    sleep(backoff).await;
+                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                }
+            }
+        }
+    }
+    drop(listener);
+    let finish = async { while connections.join_next().await.is_some() {} };
+    if timeout(thread.shared.config.limits.drain_timeout, finish)
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            ?role,
+            left = connections.len(),
+            "limits.drain_timeout is over, connections are cut"
+        );
+        connections.shutdown().await;
+    }
+}
+
+fn is_clients_fault(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM)
+    )
+}
+
+/// One connection, from accept to record.
+async fn connection<H: Handshake>(
+    thread: Rc<Thread<H>>,
+    role: Role,
+    stream: TcpStream,
+    client: ClientAddr,
+    _slot: Slot,
+    drain: watch::Receiver<bool>,
+) {
+    let via = role.via();
+    thread.shared.recorder.connection_opened(via);
+    let mut recording = Recording::new(Arc::clone(&thread.shared.recorder), via, client);
+    if let Err(error) = stream.set_nodelay(true) {
+        // The client is gone already; what follows will say so.
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+    let origin = match origin::find(role, &stream, &thread.shared.origin) {
+        Ok(origin) => origin,
+        Err(error) => return recording.end(Outcome::NoOrigin, Some(error.to_string())),
+    };
+    match origin {
+        Origin::Explicit { .. } => {
+            recording.record.class = Some(Class::Http1.name());
+            terminate(thread, via, client, origin, stream, Vec::new(), drain, recording).await;
+        }
+        Origin::Intercepted(original) => {
+            recording.record.original_dst = Some(original.0);
+            intercepted(thread, client, original, stream, drain, recording).await;
+        }
+    }
+}
+
+async fn intercepted<H: Handshake>(
+    thread: Rc<Thread<H>>,
+    client: ClientAddr,
+    original: OriginalDst,
+    mut stream: TcpStream,
+    drain: watch::Receiver<bool>,
+    mut recording: Recording,
+) {
+    let limits = &thread.shared.config.limits;
+    if thread.is_own(original.0) {
+        return recording.end(
+            Outcome::NoOrigin,
+            Some("the original destination is our own listener".to_owned()),
+        );
+    }
+    // Who speaks first? A protocol in which the server does must not wait for us.
+    let mut dialled = None;
+    if timeout(classify::SILENCE, stream.readable()).await.is_err() {
+        match tunnel::first_word(&stream, original, limits.idle_timeout).await {
+            tunnel::FirstWord::Client(server) => dialled = server,
+            tunnel::FirstWord::Server(server) => {
+                recording.record.class = Some(Class::Silent.name());
+                recording.record.decision = "tunnel";
+                return tunnelled(stream, server, Vec::new(), limits.idle_timeout, recording).await;
+            }
+            tunnel::FirstWord::Nobody => return recording.end(Outcome::Ok, None),
+        }
+    }
+    let First { class, bytes } =
+        match classify::read(&mut stream, limits.max_header_bytes, limits.header_timeout).await {
+            Ok(first) => first,
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                return recording.end(Outcome::ClientTimeout, Some(error.to_string()));
+            }
+            // A health check: connected, said nothing, left.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return recording.end(Outcome::Ok, None);
+            }
+            Err(error) => return recording.end(Outcome::ClientAborted, Some(error.to_string())),
+        };
+    recording.record.class = Some(class.name());
+    let decision = match first_host(class, &bytes) {
+        Ok(host) => {
+            recording.record.name = host.map(crate::catalog::normalise);
+            decide::connection(class, host, &thread.shared.catalog)
+        }
+        // The guard refuses it with the reason, and writes the answer.
+        Err(_) => Decision::Terminate,
+    };
+    match decision {
+        Decision::Terminate => {
+            drop(dialled);
+            let origin = Origin::Intercepted(original);
+            terminate(
+                thread,
+                Via::Cgroup,
+                client,
+                origin,
+                stream,
+                bytes,
+                drain,
+                recording,
+            )
+            .await;
+        }
+        Decision::Refuse(refusal) => {
+            recording.record.decision = "refuse";
+            let (outcome, reason) = answer::refused(refusal);
+            reject(stream, &answer::raw(outcome, reason)).await;
+            recording.end(outcome, Some(reason.to_owned()));
+        }
+        Decision::Tunnel => {
+            recording.record.decision = "tunnel";
+            let server = match dialled {
+                Some(server) => Ok(server),
+                None => tunnel::dial(original, thread.shared.config.upstream.connect_timeout).await,
+            };
+            match server {
+                Ok(server) => tunnelled(stream, server, bytes, limits.idle_timeout, recording).await,
+                Err(error) => recording.end(Outcome::UpstreamConnect, Some(error.to_string())),
+            }
+        }
+    }
+}
+
+/// The host that the first head names. `Err`: the head is not one that we would serve or pass on.
+fn first_host(class: Class, bytes: &[u8]) -> Result<Option<&str>, head::Violation> {
+    if class != Class::Http1 {
+        return Ok(None);
+    }
+    let end = head::find_end(bytes, 0)?.ok_or(head::Violation::HeadTooLarge)?;
+    let head = match head::check(&bytes[..end]) {
+        Ok(head) => head,
+        Err(violation) => return Err(violation),
+    };
+    let absolute = head
+        .target
+        .get(..7)
+        .filter(|scheme| scheme.eq_ignore_ascii_case("http://"));
+    let authority = absolute.map(|_| head.target[7..].split(['/', '?']).next().unwrap_or_default());
+    Ok(authority.or(head.host))
+}
+
+#[expect(
+    clippy::too_many_arguments,
+    reason = "everything that is known of a connection, once"
+)]
+async fn terminate<H: Handshake>(
+    thread: Rc<Thread<H>>,
+    via: Via,
+    client: ClientAddr,
+    origin: Origin,
+    stream: TcpStream,
+    prefix: Vec<u8>,
+    drain: watch::Receiver<bool>,
+    mut recording: Recording,
+) {
+    recording.record.decision = "terminate";
+    // Boxed: the largest future of the data path, and the tunnel's is small.
+    let ended = Box::pin(http::serve(thread, via, client, origin, stream, prefix, drain)).await;
+    recording.record.requests = ended.requests;
+    if ended.violation.is_some() && ended.requests == 0 {
+        recording.record.decision = "refuse";
+    }
+    recording.end(
+        ended.outcome,
+        ended.violation.map(|violation| violation.reason().to_owned()),
+    );
+}
+
+async fn tunnelled(
+    client: TcpStream,
+    server: TcpStream,
+    prefix: Vec<u8>,
+    idle_timeout: Duration,
+    mut recording: Recording,
+) {
+    let copied = tunnel::run(client, server, &prefix, idle_timeout).await;
+    recording.record.bytes_up = copied.up;
+    recording.record.bytes_down = copied.down;
+    match copied.error {
+        None => recording.end(Outcome::Ok, None),
+        Some(error) => recording.end(Outcome::ClientAborted, Some(error.to_string())),
+    }
+}
+
+/// No slot is free: an explicit client gets a 503, an intercepted one (whose protocol is unknown) a closed connection.
+fn overloaded<H>(
+    thread: &Thread<H>,
+    role: Role,
+    stream: TcpStream,
+    client: ClientAddr,
+    rejects: &mut JoinSet<()>,
+) {
+    let mut recording = Recording::new(Arc::clone(&thread.shared.recorder), role.via(), client);
+    recording.record.decision = "refuse";
+    recording.end(
+        Outcome::Overloaded,
+        Some("limits.max_connections reached".to_owned()),
+    );
+    if matches!(role, Role::Explicit(_)) && rejects.len() < MAX_REJECTS {
+        rejects.spawn_local(reject(stream, answer::OVERLOADED));
+    }
+}
+
+/// Writes an answer, then reads what the client still sends, for a moment: closing at once could destroy the answer.
+async fn reject(mut stream: TcpStream, answer: &[u8]) {
+    let write = async {
+        stream.write_all(answer).await?;
+        stream.shutdown().await?;
+        let mut sink = [0_u8; 4096];
+        while tokio::io::AsyncReadExt::read(&mut stream, &mut sink).await? > 0 {}
+        io::Result::Ok(())
+    };
+    if let Ok(Err(error)) = timeout(REJECT_TIMEOUT, write).await {
+        tracing::debug!(%error, "a refused client did not take its answer");
+    }
+}
+
+/// The record of a connection that is not over; told exactly once, also when the task is dropped.
+struct Recording {
+    record: ConnectionRecord,
+    started: Instant,
+    recorder: Arc<dyn Recorder>,
+    told: bool,
+}
+
+impl Recording {
+    fn new(recorder: Arc<dyn Recorder>, via: Via, client: ClientAddr) -> Self {
+        let record = ConnectionRecord {
+            via,
+            client: client.0,
+            original_dst: None,
+            class: None,
+            decision: "refuse",
+            name: None,
+            outcome: Outcome::ClientAborted,
+            requests: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+            duration: Duration::ZERO,
+            error: None,
+        };
+        Self {
+            record,
+            started: Instant::now(),
+            recorder,
+            told: false,
+        }
+    }
+
+    fn end(&mut self, outcome: Outcome, error: Option<String>) {
+        self.record.outcome = outcome;
+        self.record.error = error;
+        self.tell();
+    }
+
+    fn tell(&mut self) {
+        if !std::mem::replace(&mut self.told, true) {
+            self.record.duration = self.started.elapsed();
+            self.recorder.connection(&self.record);
+        }
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        self.tell();
+    }
+}

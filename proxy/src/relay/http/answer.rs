@@ -1,0 +1,153 @@
+//! The answers that we make ourselves: one place that maps causes to statuses.
+//!
+//! An Agent drops a payload for good on 400, 403 and 413 and retries on 5xx (research: `comp/forwarder`, transaction
+//! handling), so every failure that is not the client's own is 502, 503 or 504.
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+
+use super::body::Download;
+use super::head::Violation;
+use crate::relay::decide::Refusal;
+use crate::relay::outcome::Outcome;
+
+/// Says who answered and why, for people and tests: the outcome's label.
+pub(in crate::relay) const ERROR_HEADER: HeaderName = HeaderName::from_static("x-agent-fips-proxy-error");
+
+/// Seconds after which a client may try again.
+const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
+
+/// What is sent when a client connects over the limit.
+pub(in crate::relay) const OVERLOADED: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\n\
+Content-Length: 32\r\nRetry-After: 1\r\nX-Agent-FIPS-Proxy-Error: overloaded\r\nConnection: close\r\n\r\n\
+limits.max_connections reached.\n";
+
+/// The status that goes with an outcome.
+pub(in crate::relay) fn status(outcome: Outcome) -> StatusCode {
+    match outcome {
+        Outcome::Ok => StatusCode::OK,
+        Outcome::BadRequest => StatusCode::BAD_REQUEST,
+        Outcome::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+        Outcome::ClientTimeout => StatusCode::REQUEST_TIMEOUT,
+        Outcome::Overloaded | Outcome::Draining | Outcome::NoAddress => StatusCode::SERVICE_UNAVAILABLE,
+        Outcome::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+        Outcome::UpstreamConnect
+        | Outcome::UpstreamTls
+        | Outcome::UpstreamProtocol
+        | Outcome::Internal
+        | Outcome::ClientAborted
+        | Outcome::NoOrigin => StatusCode::BAD_GATEWAY,
+    }
+}
+
+/// The label of an outcome, as in metrics.
+pub(in crate::relay) fn label(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Ok => "ok",
+        Outcome::ClientAborted => "client_aborted",
+        Outcome::BadRequest => "bad_request",
+        Outcome::Misdirected => "misdirected",
+        Outcome::Overloaded => "overloaded",
+        Outcome::Draining => "draining",
+        Outcome::NoAddress => "no_address",
+        Outcome::UpstreamConnect => "upstream_connect",
+        Outcome::UpstreamTls => "upstream_tls",
+        Outcome::UpstreamProtocol => "upstream_protocol",
+        Outcome::UpstreamTimeout => "upstream_timeout",
+        Outcome::ClientTimeout => "client_timeout",
+        Outcome::NoOrigin => "no_origin",
+        Outcome::Internal => "internal",
+    }
+}
+
+/// The outcome of a refused request and its reason.
+pub(in crate::relay) fn refused(refusal: Refusal) -> (Outcome, &'static str) {
+    match refusal {
+        Refusal::Bad(reason) => (Outcome::BadRequest, reason),
+        Refusal::Misdirected => (
+            Outcome::Misdirected,
+            "Host is not an intake name that this connection serves",
+        ),
+    }
+}
+
+/// The outcome of a violation.
+pub(in crate::relay) fn violated(violation: Violation) -> Outcome {
+    if violation.is_timeout() {
+        Outcome::ClientTimeout
+    } else {
+        Outcome::BadRequest
+    }
+}
+
+/// An answer of ours. Client faults close the connection; `message` must hold no secret.
+pub(in crate::relay) fn response(outcome: Outcome, message: &str) -> Response<Download> {
+    let mut body = Vec::with_capacity(message.len() + 1);
+    body.extend_from_slice(message.as_bytes());
+    body.push(b'\n');
+    let mut response = Response::new(Download::Own(Some(Bytes::from(body))));
+    let status = status(outcome);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    headers.insert(ERROR_HEADER, HeaderValue::from_static(label(outcome)));
+    if status.is_client_error() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(RETRY_AFTER, RETRY_SECONDS);
+    }
+    response
+}
+
+/// The bytes of an answer to a head that hyper never sees.
+pub(in crate::relay) fn refusal(violation: Violation) -> Vec<u8> {
+    raw(violated(violation), violation.reason())
+}
+
+/// The bytes of an answer of ours, for when no HTTP server is at work.
+pub(in crate::relay) fn raw(outcome: Outcome, reason: &str) -> Vec<u8> {
+    let status = status(outcome);
+    format!(
+        "HTTP/1.1 {} {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nX-Agent-FIPS-Proxy-Error: {}\r\n\
+         Connection: close\r\n\r\n{reason}\n",
+        status.as_str(),
+        status.canonical_reason().unwrap_or_default(),
+        reason.len() + 1,
+        label(outcome),
+    )
+    .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_overload_answer_is_well_formed() {
+        let text = str::from_utf8(OVERLOADED).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(
+            head.contains(&format!("Content-Length: {}\r\n", body.len())),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn only_the_clients_own_faults_are_4xx() {
+        for outcome in [
+            Outcome::Overloaded,
+            Outcome::Draining,
+            Outcome::NoAddress,
+            Outcome::UpstreamConnect,
+            Outcome::UpstreamTls,
+            Outcome::UpstreamProtocol,
+            Outcome::UpstreamTimeout,
+            Outcome::Internal,
+        ] {
+            assert!([502, 503, 504].contains(&status(outcome).as_u16()), "{outcome:?}");
+        }
+    }
+}

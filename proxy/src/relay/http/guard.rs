@@ -1,0 +1,491 @@
+//! The framing guard: stands between the socket and hyper, and shows hyper exactly one well-formed message at a time.
+//!
+//! A head is collected, checked by `head` and only then handed on; the body's framing is followed (not copied, not
+//! changed) to find the next head. A refused head looks to hyper like the end of the connection; when hyper then shuts
+//! it down, the guard writes the refusal itself. A fault inside a body is an I/O error: the upstream request is aborted.
+//! The next pipelined message is held back until the one before is answered, so that a refusal never cuts an answer.
+//!
+//! It also owns the client's time limits: idle between requests, a slow head, a stalled body, an unread answer.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use super::answer;
+use super::chunk::Chunked;
+use super::head::{self, Framing, Violation};
+use crate::config::Limits;
+use crate::relay::timer::LazyTimer;
+
+/// After a refusal or an answer before the end of the body, what the client still sends is read and thrown away for this
+/// long: closing at once would make the kernel send a reset, which can destroy the answer on its way (RFC 9112 section 9.6).
+const LINGER: Duration = Duration::from_secs(1);
+/// And at most this much of it.
+const LINGER_BYTES: usize = 512 * 1024;
+
+/// What the guard and the service tell each other about one connection.
+#[derive(Debug)]
+pub(in crate::relay) struct Exchange {
+    /// A request was handed to hyper and is not answered yet.
+    busy: Cell<bool>,
+    /// The guard holds something back and wants to be polled when `busy` ends.
+    waiting: RefCell<Option<Waker>>,
+    violation: Cell<Option<Violation>>,
+    /// A head is partly here.
+    partial: Cell<bool>,
+    /// Answer with `Connection: close` from now on.
+    last: Cell<bool>,
+    idle_since: Cell<Instant>,
+    requests: Cell<u64>,
+}
+
+impl Exchange {
+    pub(in crate::relay) fn new() -> Self {
+        Self {
+            busy: Cell::new(false),
+            waiting: RefCell::new(None),
+            violation: Cell::new(None),
+            partial: Cell::new(false),
+            last: Cell::new(false),
+            idle_since: Cell::new(Instant::now()),
+            requests: Cell::new(0),
+        }
+    }
+
+    /// Why the client's bytes were refused, if they were.
+    pub(in crate::relay) fn violation(&self) -> Option<Violation> {
+        self.violation.get()
+    }
+
+    /// True while a request head is partly received.
+    pub(in crate::relay) fn partial(&self) -> bool {
+        self.partial.get()
+    }
+
+    /// The next answer is the last on this connection.
+    pub(in crate::relay) fn set_last(&self) {
+        self.last.set(true);
+    }
+
+    /// See [`Exchange::set_last`].
+    pub(in crate::relay) fn is_last(&self) -> bool {
+        self.last.get()
+    }
+
+    /// Requests handed to hyper so far.
+    pub(in crate::relay) fn requests(&self) -> u64 {
+        self.requests.get()
+    }
+
+    /// The request is answered, or given up.
+    pub(in crate::relay) fn end(&self) {
+        self.busy.set(false);
+        self.idle_since.set(Instant::now());
+        if let Some(waker) = self.waiting.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    fn begin(&self) {
+        self.busy.set(true);
+        self.requests.set(self.requests.get() + 1);
+    }
+}
+
+/// What the next byte from the client belongs to.
+#[derive(Debug)]
+enum State {
+    Head,
+    Length(u64),
+    Chunked(Chunked),
+    /// The message is complete; nothing goes on until it is answered.
+    Hold,
+    /// A head was refused: hyper sees the end once the message before is answered.
+    Refused,
+    /// Framing inside a body was malformed, or the body stalled: hyper sees an error.
+    Broken(Violation),
+    /// The client ended the connection.
+    Eof,
+}
+
+/// How far closing has come.
+#[derive(Debug)]
+enum Closing {
+    Not,
+    Answer { bytes: Vec<u8>, written: usize },
+    Fin,
+    Linger { until: Instant, left: usize },
+    Done,
+}
+
+/// The guard around a client's socket.
+#[derive(Debug)]
+pub(in crate::relay) struct Guard<IO> {
+    io: IO,
+    exchange: Rc<Exchange>,
+    state: State,
+    /// Bytes that came but were not handed on: a partial head, or a pipelined message. Empty, and without memory, on
+    /// the usual way.
+    pending: Vec<u8>,
+    /// How much of `pending` was checked and may be handed on.
+    cleared: usize,
+    /// How much of a partial head was searched for its end.
+    searched: usize,
+    eof: bool,
+    max_head: usize,
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    head_since: Instant,
+    body_since: Instant,
+    write_since: Option<Instant>,
+    timer: LazyTimer,
+    closing: Closing,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Guard<IO> {
+    /// Guards `io`; `prefix` was read from it before.
+    pub(in crate::relay) fn new(io: IO, prefix: Vec<u8>, exchange: Rc<Exchange>, limits: &Limits) -> Self {
+        let now = Instant::now();
+        exchange.partial.set(!prefix.is_empty());
+        Self {
+            io,
+            exchange,
+            state: State::Head,
+            pending: prefix,
+            cleared: 0,
+            searched: 0,
+            eof: false,
+            max_head: limits.max_header_bytes,
+            header_timeout: limits.header_timeout,
+            idle_timeout: limits.idle_timeout,
+            head_since: now,
+            body_since: now,
+            write_since: None,
+            timer: LazyTimer::new(now + limits.idle_timeout),
+            closing: Closing::Not,
+        }
+    }
+
+    /// Goes over `bytes` and gives how many may be handed to hyper now.
+    fn scan(&mut self, bytes: &[u8]) -> usize {
+        let mut at = 0;
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            match &mut self.state {
+                State::Head => match self.scan_head(rest) {
+                    Some(len) => at += len,
+                    None => break,
+                },
+                State::Length(left) => {
+                    let here = usize::try_from(*left).unwrap_or(usize::MAX).min(rest.len());
+                    *left -= here as u64;
+                    at += here;
+                    if *left == 0 {
+                        self.state = State::Hold;
+                    }
+                }
+                State::Chunked(chunked) => match chunked.advance(rest) {
+                    Ok((used, ended)) => {
+                        at += used;
+                        if ended {
+                            self.state = State::Hold;
+                        }
+                    }
+                    Err((used, violation)) => {
+                        at += used;
+                        self.exchange.violation.set(Some(violation));
+                        self.state = State::Broken(violation);
+                    }
+                },
+                State::Hold | State::Refused | State::Broken(_) | State::Eof => break,
+            }
+        }
+        if at > 0 && matches!(self.state, State::Length(_) | State::Chunked(_)) {
+            self.body_since = Instant::now();
+        }
+        at
+    }
+
+    /// The length of a complete and good head at the start of `bytes`.
+    fn scan_head(&mut self, bytes: &[u8]) -> Option<usize> {
+        if self.searched == 0 {
+            self.head_since = Instant::now();
+        }
+        let found = head::find_end(bytes, self.searched);
+        let checked = match found {
+            Ok(Some(end)) if end > self.max_head => Err(Violation::HeadTooLarge),
+            Ok(None) if bytes.len() > self.max_head => Err(Violation::HeadTooLarge),
+            Ok(None) => {
+                self.searched = bytes.len();
+                self.exchange.partial.set(true);
+                return None;
+            }
+            Ok(Some(end)) => head::check(&bytes[..end]).map(|head| (end, head.framing)),
+            Err(violation) => Err(violation),
+        };
+        self.searched = 0;
+        self.exchange.partial.set(false);
+        match checked {
+            Ok((end, framing)) => {
+                self.exchange.begin();
+                self.state = match framing {
+                    Framing::None => State::Hold,
+                    Framing::Length(length) => State::Length(length),
+                    Framing::Chunked => State::Chunked(Chunked::new()),
+                };
+                Some(end)
+            }
+            Err(violation) => {
+                self.refuse(violation);
+                None
+            }
+        }
+    }
+
+    fn refuse(&mut self, violation: Violation) {
+        self.exchange.violation.set(Some(violation));
+        self.exchange.partial.set(false);
+        self.state = State::Refused;
+        self.closing = Closing::Answer {
+            bytes: answer::refusal(violation),
+            written: 0,
+        };
+    }
+
+    /// Hands on what is cleared in `pending`.
+    fn hand_on(&mut self, buf: &mut ReadBuf<'_>) {
+        let len = self.cleared.min(buf.remaining());
+        buf.put_slice(&self.pending[..len]);
+        self.cleared -= len;
+        if len == self.pending.len() {
+            self.pending = Vec::new();
+        } else {
+            self.pending.drain(..len);
+        }
+    }
+
+    /// Reads from the socket into `buf`, keeps what may not be handed on yet. True when `buf` got something.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        if buf.filled().len() == before {
+            self.eof = true;
+            return Poll::Ready(Ok(false));
+        }
+        let cleared = if self.pending.is_empty() {
+            self.scan(&buf.filled()[before..])
+        } else {
+            0
+        };
+        let keep = before + cleared;
+        if keep < buf.filled().len() {
+            self.pending.extend_from_slice(&buf.filled()[keep..]);
+            buf.set_filled(keep);
+        }
+        Poll::Ready(Ok(cleared > 0))
+    }
+
+    /// The client's time limit for what it is doing now; `None` while it waits for us.
+    fn deadline(&self) -> Option<Instant> {
+        if let Some(since) = self.write_since {
+            return Some(since + self.idle_timeout);
+        }
+        match self.state {
+            State::Head if self.exchange.partial.get() => Some(self.head_since + self.header_timeout),
+            State::Head => Some(self.exchange.idle_since.get() + self.idle_timeout),
+            State::Length(_) | State::Chunked(_) => Some(self.body_since + self.idle_timeout),
+            State::Hold | State::Refused | State::Broken(_) | State::Eof => None,
+        }
+    }
+
+    /// True when the client's time is up; else the task will be woken in time.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> bool {
+        match self.deadline() {
+            Some(deadline) => self.timer.poll(cx, deadline).is_ready(),
+            None => {
+                // Kept armed, so that the wait after this answer has a limit although nobody polls us at its start.
+                let later = Instant::now() + self.idle_timeout;
+                self.timer.poll(cx, later).is_ready()
+            }
+        }
+    }
+
+    /// The time is up: decides what hyper is told.
+    fn expire(&mut self) -> io::Result<()> {
+        if self.write_since.is_some() {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the client does not read its answer",
+            ));
+        }
+        match self.state {
+            State::Head if self.exchange.partial.get() => self.refuse(Violation::HeadTimeout),
+            State::Length(_) | State::Chunked(_) => {
+                self.exchange.violation.set(Some(Violation::BodyTimeout));
+                self.state = State::Broken(Violation::BodyTimeout);
+            }
+            _ => self.state = State::Eof,
+        }
+        Ok(())
+    }
+
+    /// Waits for the answer before; `true` when there is nothing to wait for.
+    fn idle_or_wait(&self, cx: &Context<'_>) -> bool {
+        if self.exchange.busy.get() {
+            *self.exchange.waiting.borrow_mut() = Some(cx.waker().clone());
+            return false;
+        }
+        true
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guard<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            if this.cleared > 0 {
+                this.hand_on(buf);
+                return Poll::Ready(Ok(()));
+            }
+            match this.state {
+                State::Broken(violation) => {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, violation)));
+                }
+                State::Eof => return Poll::Ready(Ok(())),
+                State::Refused => {
+                    return if this.idle_or_wait(cx) {
+                        Poll::Ready(Ok(()))
+                    } else {
+                        Poll::Pending
+                    };
+                }
+                State::Hold if !this.exchange.busy.get() => {
+                    this.state = State::Head;
+                    continue;
+                }
+                // A pipelined message waits its turn; the socket is not read further.
+                State::Hold if !this.pending.is_empty() => {
+                    this.idle_or_wait(cx);
+                    return Poll::Pending;
+                }
+                State::Hold | State::Head | State::Length(_) | State::Chunked(_) => {}
+            }
+            let fresh = if matches!(this.state, State::Head) {
+                this.searched
+            } else {
+                0
+            };
+            if this.pending.len() > fresh && !matches!(this.state, State::Hold) {
+                let pending = std::mem::take(&mut this.pending);
+                this.cleared = this.scan(&pending);
+                this.pending = pending;
+                if this.cleared > 0 || !matches!(this.state, State::Head) {
+                    continue;
+                }
+            }
+            if this.eof {
+                this.state = State::Eof;
+                continue;
+            }
+            match this.poll_fill(cx, buf) {
+                Poll::Ready(Ok(true)) => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(false)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    if !this.poll_deadline(cx) {
+                        return Poll::Pending;
+                    }
+                    if this.deadline().is_some() {
+                        this.expire()?;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.io).poll_write_vectored(cx, slices) {
+            Poll::Ready(result) => {
+                this.write_since = None;
+                Poll::Ready(result)
+            }
+            Poll::Pending => {
+                this.write_since.get_or_insert_with(Instant::now);
+                if this.poll_deadline(cx) {
+                    this.expire()?;
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            match &mut this.closing {
+                Closing::Not => this.closing = Closing::Fin,
+                Closing::Answer { bytes, written } => {
+                    while *written < bytes.len() {
+                        *written += ready!(Pin::new(&mut this.io).poll_write(cx, &bytes[*written..]))?;
+                    }
+                    ready!(Pin::new(&mut this.io).poll_flush(cx))?;
+                    this.closing = Closing::Fin;
+                }
+                Closing::Fin => {
+                    ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+                    // Nothing more can come after a complete message of a client that waits for its answer.
+                    let more = !this.eof && !(matches!(this.state, State::Hold) && this.pending.is_empty());
+                    this.closing = if more {
+                        Closing::Linger {
+                            until: Instant::now() + LINGER,
+                            left: LINGER_BYTES,
+                        }
+                    } else {
+                        Closing::Done
+                    };
+                }
+                Closing::Linger { until, left } => {
+                    if this.timer.poll(cx, *until).is_ready() || *left == 0 {
+                        this.closing = Closing::Done;
+                        continue;
+                    }
+                    let mut scratch = [0_u8; 4096];
+                    let mut buf = ReadBuf::new(&mut scratch);
+                    match Pin::new(&mut this.io).poll_read(cx, &mut buf) {
+                        Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                            *left = left.saturating_sub(buf.filled().len());
+                        }
+                        Poll::Ready(_) => this.closing = Closing::Done,
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
+                Closing::Done => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}

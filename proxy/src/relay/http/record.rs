@@ -1,0 +1,145 @@
+//! One record per request: made when the request is there, filled on its way, told exactly once, also when the task is
+//! dropped half way (then as an abort by the client).
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::body::Upload;
+use super::guard::Exchange;
+use crate::catalog::Product;
+use crate::relay::Recorder;
+use crate::relay::outcome::{Outcome, RequestRecord, Via};
+use crate::tls::Negotiated;
+
+/// The record of a request that is not over.
+pub(in crate::relay) struct Recording {
+    record: RequestRecord,
+    started: Instant,
+    told: bool,
+    recorder: Arc<dyn Recorder>,
+    exchange: Rc<Exchange>,
+    upload: Upload,
+}
+
+impl Recording {
+    pub(in crate::relay) fn new(
+        via: Via,
+        client: SocketAddr,
+        original_dst: Option<SocketAddr>,
+        method: http::Method,
+        path: String,
+        recorder: Arc<dyn Recorder>,
+        exchange: Rc<Exchange>,
+        upload: Upload,
+    ) -> Self {
+        let started = Instant::now();
+        let record = RequestRecord {
+            product: None,
+            via,
+            client,
+            original_dst,
+            method,
+            path,
+            upstream_name: None,
+            upstream_addr: None,
+            tls: None,
+            upstream_http: None,
+            status: 0,
+            outcome: Outcome::ClientAborted,
+            bytes_up: 0,
+            bytes_down: 0,
+            duration: std::time::Duration::ZERO,
+            retries: 0,
+            error: None,
+        };
+        Self {
+            record,
+            started,
+            told: false,
+            recorder,
+            exchange,
+            upload,
+        }
+    }
+
+    pub(in crate::relay) fn set_route(&mut self, product: Product, name: &str) {
+        self.record.product = Some(product);
+        self.record.upstream_name = Some(name.to_owned());
+    }
+
+    /// Which upstream connection it goes over.
+    pub(in crate::relay) fn set_line(&mut self, addr: SocketAddr, tls: &Arc<Negotiated>) {
+        self.record.upstream_addr = Some(addr);
+        self.record.upstream_http = Some(if tls.http2 { "2" } else { "1.1" });
+        self.record.tls = Some(Arc::clone(tls));
+    }
+
+    pub(in crate::relay) fn count_retry(&mut self) {
+        self.record.retries += 1;
+    }
+
+    pub(in crate::relay) fn set_status(&mut self, status: http::StatusCode) {
+        self.record.status = status.as_u16();
+    }
+
+    /// What `finish` will tell, unless something is told before: an abort until then.
+    pub(in crate::relay) fn set_answer(
+        &mut self,
+        status: http::StatusCode,
+        outcome: Outcome,
+        error: Option<String>,
+    ) {
+        self.set_status(status);
+        self.record.error = error;
+        // Kept apart until the answer is on its way: a client that leaves first has aborted.
+        self.record.outcome = outcome;
+    }
+
+    pub(in crate::relay) fn add_bytes_down(&mut self, bytes: u64) {
+        self.record.bytes_down += bytes;
+    }
+
+    /// The end: the intake's answer is relayed, or our own was given.
+    pub(in crate::relay) fn finish(&mut self) {
+        if self.record.outcome == Outcome::ClientAborted {
+            self.record.outcome = Outcome::Ok;
+        }
+        self.tell();
+    }
+
+    /// The end by a failure after the response began: the client's connection will be cut.
+    pub(in crate::relay) fn fail(&mut self, outcome: Outcome, error: &str) {
+        self.record.outcome = outcome;
+        self.record.error = Some(error.to_owned());
+        self.tell();
+    }
+
+    fn tell(&mut self) {
+        if std::mem::replace(&mut self.told, true) {
+            return;
+        }
+        self.record.duration = self.started.elapsed();
+        self.record.bytes_up = self.upload.bytes();
+        self.recorder.request(&self.record);
+        self.exchange.end();
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        self.tell();
+    }
+}
+
+impl fmt::Debug for Recording {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recording")
+            .field("record", &self.record)
+            .field("told", &self.told)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,134 @@
+//! Who connected and where it meant to go.
+//!
+//! The newtypes keep the addresses of one connection from being swapped: what the client is, what it asked for, what we
+//! dialled.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::{OriginLookup, Role};
+use crate::catalog::Product;
+
+/// The peer of an accepted connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ClientAddr(pub(super) SocketAddr);
+
+/// Where the client meant to go before it was brought here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct OriginalDst(pub(super) SocketAddr);
+
+/// The address that was dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct UpstreamAddr(pub(super) SocketAddr);
+
+impl fmt::Display for UpstreamAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is known of a connection before its first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Came to the product's port, listening on this local address.
+    Explicit { product: Product, local: SocketAddr },
+    /// Was taken on its way to this address.
+    Intercepted(OriginalDst),
+}
+
+impl Origin {
+    /// The original destination, when there was one.
+    pub(super) fn original(&self) -> Option<OriginalDst> {
+        match self {
+            Self::Explicit { .. } => None,
+            Self::Intercepted(original) => Some(*original),
+        }
+    }
+}
+
+/// Finds the origin. `Err`: no program of ours brought this connection here, it must be closed without a byte.
+pub(super) fn find(role: Role, stream: &TcpStream, lookup: &OriginLookup) -> io::Result<Origin> {
+    let local = canonical(stream.local_addr()?);
+    match role {
+        Role::Explicit(product) => Ok(Origin::Explicit { product, local }),
+        Role::Intercept => {
+            let original = canonical(lookup(stream)?);
+            // Without an entry a plain netfilter answer may be the socket's own address: a local process that
+            // connected to the listener itself. Following it would be a loop.
+            if original == local || original.port() == 0 || original.ip().is_unspecified() {
+                return Err(io::Error::new(
+                    io::ErrorKind::NotFound,
+                    "the connection has no original destination of its own",
+                ));
+            }
+            Ok(Origin::Intercepted(OriginalDst(original)))
+        }
+    }
+}
+
+/// `getsockopt(SO_ORIGINAL_DST)`: answered by our `cgroup/getsockopt` program, or by netfilter for an iptables REDIRECT.
+///
+/// # Errors
+/// `ENOENT` or `ENOPROTOOPT` when nothing redirected this connection.
+pub fn kernel_original_dst(stream: &TcpStream) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(stream);
+    let address = match stream.local_addr()?.ip() {
+        IpAddr::V4(_) => socket.original_dst_v4()?,
+        // A dual-stack socket may carry IPv4: ask for IPv6 first, then for what netfilter keeps for IPv4.
+        IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => {
+            socket.original_dst_v6().or_else(|_| socket.original_dst_v4())?
+        }
+        IpAddr::V6(_) => socket.original_dst_v6()?,
+    };
+    address.as_socket().ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the original destination is not an IP address",
+        )
+    })
+}
+
+/// The address as everyone else writes it: IPv4-mapped IPv6 becomes IPv4, scope and flow label are dropped.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    async fn accepted() -> (TcpStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (listener.accept().await.unwrap().0, client)
+    }
+
+    #[tokio::test]
+    async fn a_connection_nobody_redirected_has_no_origin() {
+        let (server, _client) = accepted().await;
+        let kernel: OriginLookup = Arc::new(kernel_original_dst);
+        assert!(find(Role::Intercept, &server, &kernel).is_err());
+    }
+
+    #[tokio::test]
+    async fn its_own_address_is_not_an_original_destination() {
+        let (server, _client) = accepted().await;
+        let own: OriginLookup = Arc::new(|stream| stream.local_addr());
+        assert!(find(Role::Intercept, &server, &own).is_err());
+    }
+
+    #[tokio::test]
+    async fn mapped_addresses_become_ipv4() {
+        let (server, _client) = accepted().await;
+        let mapped: OriginLookup = Arc::new(|_| Ok("[::ffff:203.0.113.7]:80".parse().unwrap()));
+        assert_eq!(
+            find(Role::Intercept, &server, &mapped).unwrap(),
+            Origin::Intercepted(OriginalDst("203.0.113.7:80".parse().unwrap()))
+        );
+    }
+}
