@@ -36,6 +36,8 @@ pub struct Leaf {
     pub chain: Vec<CertificateDer<'static>>,
     /// PKCS #8.
     pub key: PrivateKeyDer<'static>,
+    /// Certificate and key, for a server that reads files.
+    pub pem: String,
 }
 
 impl Authority {
@@ -86,6 +88,7 @@ impl Authority {
         };
         Ok(Leaf {
             chain: vec![certificate.der().clone()],
+            pem: certificate.pem() + &key.serialize_pem(),
             key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
         })
     }

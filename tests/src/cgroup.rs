@@ -13,6 +13,8 @@ use crate::eventually;
 pub struct Cgroup {
     path: PathBuf,
     inside: String,
+    /// Made inside another of ours, which removes its own folder.
+    child: bool,
 }
 
 impl Cgroup {
@@ -27,7 +29,22 @@ impl Cgroup {
         let path = mount()?.join(&inside[1..]);
         std::fs::create_dir_all(&path)
             .with_context(|| format!("cannot make {}: root is needed", path.display()))?;
-        Ok(Self { path, inside })
+        Ok(Self {
+            path,
+            inside,
+            child: false,
+        })
+    }
+
+    /// Makes a cgroup inside this one.
+    pub fn child(&self, name: &str) -> Result<Self> {
+        let path = self.path.join(name);
+        std::fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self {
+            path,
+            inside: format!("{}/{name}", self.inside),
+            child: true,
+        })
     }
 
     /// The path relative to the root of cgroup2, as `intercept.agents.cgroups` wants it.
@@ -57,7 +74,7 @@ impl Cgroup {
         eventually("removing a test cgroup", Duration::from_secs(5), || {
             remove_tree(&self.path).map(Some)
         })?;
-        if let Some(parent) = self.path.parent() {
+        if let Some(parent) = self.path.parent().filter(|_| !self.child) {
             std::fs::remove_dir(parent)?;
         }
         Ok(())

@@ -20,7 +20,7 @@ use crate::succeed;
 pub struct Host {
     holder: Child,
     // Closing it ends the holder, and with it the namespaces.
-    alive: Option<ChildStdin>,
+    _alive: Option<ChildStdin>,
     files: TempDir,
     /// Identity of the network namespace, once it is known to be another than our own.
     network: Option<PathBuf>,
@@ -74,7 +74,7 @@ impl Host {
         let ready = line.trim() == "ready" && made.is_some();
         let host = Self {
             holder,
-            alive,
+            _alive: alive,
             files,
             network: if ready { made } else { None },
         };

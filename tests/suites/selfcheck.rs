@@ -203,11 +203,10 @@ fn bad_certificates_are_bad() -> Result<()> {
             ..Setup::default()
         })?;
         let answer = direct(&world, &[], "/")?;
-        check_eq!(
-            (answer.status, answer.exit),
-            (0, 60),
-            "{fault:?}: {}",
-            answer.error
+        // 35 when OpenSSL fails on the signature before it can call the certificate untrusted (60).
+        check!(
+            answer.status == 0 && [35, 60].contains(&answer.exit),
+            "{fault:?}: {answer:?}"
         );
         check_eq!(world.intake.count(), 0, "{fault:?}: requests");
         // Only the certificate is wrong: without verification the same request arrives.

@@ -39,6 +39,15 @@ impl Metrics {
             .sum()
     }
 
+    /// Every sample of `name` by the value of one label.
+    pub fn by(&self, name: &str, label: &str) -> Vec<(String, f64)> {
+        self.0
+            .iter()
+            .filter(|sample| sample.name == name)
+            .filter_map(|sample| Some((sample.labels.get(label)?.clone(), sample.value)))
+            .collect()
+    }
+
     /// True when there is a sample of this name.
     pub fn has(&self, name: &str) -> bool {
         self.0.iter().any(|sample| sample.name == name)
