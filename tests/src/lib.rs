@@ -1,1 +1,97 @@
+//! Harness of the suites in `tests/suites/`: everything around the real binary, made for one test and gone after it.
+//!
+//! - [`netns`]: a host and an outside world in network namespaces of their own, with a hosts file.
+//! - [`cgroup`]: child cgroups of the unified hierarchy.
+//! - [`ca`]: a certificate authority with good and bad leaves.
+//! - [`intake`]: a strict TLS intake that records what it saw, and a plain listener that catches leaks.
+//! - [`proxy`]: the binary under test: start, wait until ready, read its logs and metrics, stop.
+//! - [`agent`]: clients: curl and our load client.
+//! - [`bpf`]: which kernel objects are ours, and whether they are gone.
+//! - [`suite`]: cases with needs; a missing need is a skip with its reason, and a failure when `CI=true`.
+//!
+//! Nothing outside the namespaces is ever contacted. Namespaces live as long as a child process whose standard input
+//! is a pipe from us: when a test dies, however it dies, the pipe closes and the kernel takes everything down.
 
+pub mod agent;
+pub mod bpf;
+pub mod ca;
+pub mod cgroup;
+pub mod intake;
+pub mod netns;
+pub mod plain;
+pub mod proxy;
+pub mod suite;
+pub mod world;
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// A program that cargo built beside us: `agent-load`, or the proxy itself in the same profile.
+pub fn sibling(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot find our own executable")?;
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file())
+        .with_context(|| format!("{name} is not built; `cargo xtask test` builds it"))
+}
+
+/// Runs a command to its end with both outputs captured; fails when it cannot be started.
+pub fn capture(command: &mut Command) -> Result<Output> {
+    command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))
+}
+
+/// Runs a command and returns standard output; fails with both outputs when the command fails.
+pub fn succeed(command: &mut Command) -> Result<String> {
+    let output = capture(command)?;
+    if !output.status.success() {
+        bail!(
+            "{} {:?} failed: {}\n{}{}",
+            command.get_program().to_string_lossy(),
+            command.get_args().collect::<Vec<_>>(),
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Asks again every 20 ms until `probe` answers, for at most `limit`; `what` names the thing in the error.
+pub fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        let last = match probe() {
+            Ok(Some(value)) => return Ok(value),
+            Ok(None) => None,
+            Err(error) => Some(error),
+        };
+        if start.elapsed() > limit {
+            return Err(last.unwrap_or_else(|| anyhow::anyhow!("the condition never held")))
+                .with_context(|| format!("{what}: not within {limit:?}"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Lower-case hexadecimal SHA-256.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

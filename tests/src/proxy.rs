@@ -1,0 +1,337 @@
+//! The binary under test: start it on a host, wait until it is ready, read what it says, stop it.
+
+mod metrics;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::cgroup::Cgroup;
+use crate::netns::Host;
+use crate::{capture, eventually, sibling};
+
+pub use metrics::Metrics;
+
+/// Where the status page is.
+const STATUS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9803);
+/// How long a start may take; a debug build on a busy two-core machine needs most of it.
+const START: Duration = Duration::from_secs(30);
+
+/// The binary: `AGENT_FIPS_PROXY_BIN`, or the one that cargo built in our profile.
+pub fn binary() -> Result<PathBuf> {
+    match std::env::var_os("AGENT_FIPS_PROXY_BIN") {
+        Some(path) => {
+            std::fs::canonicalize(&path).with_context(|| format!("AGENT_FIPS_PROXY_BIN={}", path.display()))
+        }
+        None => sibling("agent-fips-proxy"),
+    }
+}
+
+/// How to start the proxy.
+pub struct Launch<'a> {
+    host: &'a Host,
+    cgroup: Option<&'a Cgroup>,
+    config: Option<PathBuf>,
+    env: Vec<(String, String)>,
+    words: Vec<String>,
+    prefix: Vec<String>,
+}
+
+impl<'a> Launch<'a> {
+    /// Starts on `host` with `run` and an otherwise empty environment.
+    pub fn new(host: &'a Host) -> Self {
+        Self {
+            host,
+            cgroup: None,
+            config: None,
+            env: Vec::new(),
+            words: vec!["run".to_owned()],
+            prefix: Vec::new(),
+        }
+    }
+
+    /// Writes this configuration (JSON is YAML) and passes `--config`.
+    pub fn config(self, config: &Value) -> Result<Self> {
+        self.config_text(&serde_json::to_string_pretty(config)?)
+    }
+
+    /// The same with the text as it stands.
+    pub fn config_text(mut self, text: &str) -> Result<Self> {
+        let path = self.host.folder().join("config.yaml");
+        std::fs::write(&path, text)?;
+        self.words
+            .extend(["--config".to_owned(), path.display().to_string()]);
+        self.config = Some(path);
+        Ok(self)
+    }
+
+    /// Sets an environment variable.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Appends to the command line.
+    pub fn args(mut self, words: &[&str]) -> Self {
+        self.words.extend(words.iter().map(|word| (*word).to_owned()));
+        self
+    }
+
+    /// Replaces the whole command line, `run` included.
+    pub fn command_line(mut self, words: &[&str]) -> Self {
+        self.words = words.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// Puts a program in front, for example `setpriv` with its options.
+    pub fn through(mut self, words: &[&str]) -> Self {
+        self.prefix = words.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// Starts it inside a cgroup.
+    pub fn cgroup(mut self, cgroup: &'a Cgroup) -> Self {
+        self.cgroup = Some(cgroup);
+        self
+    }
+
+    /// The command, for one that ends by itself.
+    pub fn command(&self) -> Result<Command> {
+        // Dies with the test, even when that is killed.
+        let mut inner = self.host.command("setpriv");
+        inner.args(["--pdeathsig", "KILL", "--"]);
+        inner.args(["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]);
+        inner.args(self.env.iter().map(|(name, value)| format!("{name}={value}")));
+        inner.args(&self.prefix).arg(binary()?).args(&self.words);
+        let command = self.cgroup.map(|cgroup| cgroup.wrap(&inner));
+        Ok(command.unwrap_or(inner))
+    }
+
+    /// Runs it to its end, for a start that must fail.
+    pub fn output(&self) -> Result<Output> {
+        let mut child = self
+            .command()?
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let start = Instant::now();
+        while child.try_wait()?.is_none() {
+            if start.elapsed() > START {
+                child.kill()?;
+                let output = child.wait_with_output()?;
+                bail!(
+                    "still running after {START:?}: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(child.wait_with_output()?)
+    }
+
+    /// Starts it and waits until `/readyz` says yes.
+    pub fn start(self) -> Result<Proxy<'a>> {
+        let mut proxy = self.spawn()?;
+        proxy.wait_ready()?;
+        Ok(proxy)
+    }
+
+    /// Starts it without waiting.
+    pub fn spawn(self) -> Result<Proxy<'a>> {
+        let mut child = self
+            .command()?
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot start the proxy")?;
+        let log = Arc::new(Mutex::new(Vec::new()));
+        if let Some(output) = child.stdout.take() {
+            collect(output, Arc::clone(&log));
+        }
+        if let Some(errors) = child.stderr.take() {
+            collect(errors, Arc::clone(&log));
+        }
+        Ok(Proxy {
+            host: self.host,
+            child,
+            log,
+            config: self.config,
+        })
+    }
+}
+
+/// A running proxy; stopped when dropped.
+pub struct Proxy<'a> {
+    host: &'a Host,
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    config: Option<PathBuf>,
+}
+
+impl Proxy<'_> {
+    /// The master's process id.
+    pub fn pid(&self) -> Pid {
+        // Process ids are below 2^22.
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX))
+    }
+
+    /// The worker's process id.
+    pub fn worker(&self) -> Result<Pid> {
+        let status = self.status()?;
+        let pid = status["worker"]["pid"]
+            .as_i64()
+            .with_context(|| format!("no worker in {status}"))?;
+        Ok(Pid::from_raw(i32::try_from(pid)?))
+    }
+
+    /// Waits until every part is ready.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the proxy ended: {status}\n{}", self.log());
+            }
+            let answer = self.get("/readyz");
+            if answer.as_ref().is_ok_and(|(status, _)| *status == 200) {
+                return Ok(());
+            }
+            if start.elapsed() > START {
+                bail!("not ready within {START:?}: {answer:?}\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// GET from the status port.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        let text = self.host.within(|| {
+            let mut stream = TcpStream::connect_timeout(&STATUS, Duration::from_secs(2))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            write!(
+                stream,
+                "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            )?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        })?;
+        let status = text
+            .get(9..12)
+            .and_then(|word| word.parse().ok())
+            .context("not HTTP")?;
+        let body = text
+            .split_once("\r\n\r\n")
+            .map(|(_, body)| body)
+            .unwrap_or_default();
+        Ok((status, body.to_owned()))
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> Result<Metrics> {
+        let (status, text) = self.get("/metrics")?;
+        if status != 200 {
+            bail!("/metrics answered {status}");
+        }
+        Metrics::parse(&text)
+    }
+
+    /// `status --json`.
+    pub fn status(&self) -> Result<Value> {
+        let output = self.cli(&["status", "--json"])?;
+        serde_json::from_slice(&output.stdout).with_context(|| {
+            format!(
+                "status --json printed {:?} and {:?}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            )
+        })
+    }
+
+    /// Another invocation of the binary on the same host.
+    pub fn cli(&self, words: &[&str]) -> Result<Output> {
+        capture(self.host.command(binary()?).args(words))
+    }
+
+    /// Everything it printed so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
+    }
+
+    /// The fields of every access line about a request.
+    pub fn access(&self) -> Vec<Value> {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.iter()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter(|line| line["target"] == "access" && line["fields"].get("method").is_some())
+            .map(|mut line| line["fields"].take())
+            .collect()
+    }
+
+    /// Waits for the access line that `wanted` accepts: it is written after the client has its answer.
+    pub fn access_line(&self, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        eventually("an access line", Duration::from_secs(5), || {
+            Ok(self.access().into_iter().find(|fields| wanted(fields)))
+        })
+        .with_context(|| self.log())
+    }
+
+    /// Replaces the configuration file.
+    pub fn rewrite(&self, config: &Value) -> Result<()> {
+        let path = self
+            .config
+            .as_ref()
+            .context("started without a configuration file")?;
+        std::fs::write(path, serde_json::to_string_pretty(config)?)
+            .context("cannot rewrite the configuration")
+    }
+
+    /// Sends a signal to the master.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(self.pid(), signal).with_context(|| format!("cannot send {signal} to the master"))
+    }
+
+    /// Waits for the end.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let child = &mut self.child;
+        eventually("the end of the proxy", limit, || Ok(child.try_wait()?)).with_context(|| self.log())
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        self.wait(Duration::from_secs(20))
+    }
+}
+
+impl Drop for Proxy<'_> {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.signal(Signal::SIGTERM);
+            if self.wait(Duration::from_secs(5)).is_err() {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+            }
+        }
+        if std::thread::panicking() || std::env::var_os("AFP_TEST_LOG").is_some() {
+            eprintln!("{}", self.log());
+        }
+    }
+}
+
+fn collect(output: impl Read + Send + 'static, log: Arc<Mutex<Vec<String>>>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            log.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        }
+    });
+}

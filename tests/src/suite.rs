@@ -1,0 +1,85 @@
+//! Cases of a suite: what each needs, and how a missing need is reported.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+/// What a case cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Network and mount namespaces, and other users' processes.
+    Root,
+    /// cgroup2 and CAP_BPF, on top of root.
+    Bpf,
+    /// The PyPI package `datadog` in `target/venv` (made when missing).
+    Python,
+    /// The `openssl` program.
+    OpenSsl,
+}
+
+impl Need {
+    /// Why the need is not met here.
+    fn missing(self) -> Option<String> {
+        let root = nix::unistd::Uid::effective().is_root();
+        match self {
+            Self::Root => (!root).then(|| "root is needed to make namespaces".to_owned()),
+            Self::Bpf if !root => Some("root is needed to load eBPF programs".to_owned()),
+            Self::Bpf => crate::cgroup::mount().err().map(|error| format!("{error:#}")),
+            Self::Python => crate::agent::python().err().map(|error| format!("{error:#}")),
+            Self::OpenSsl => crate::capture(std::process::Command::new("openssl").arg("version"))
+                .err()
+                .map(|error| format!("{error:#}")),
+        }
+    }
+}
+
+/// One case. On failure the error chain is the report.
+pub fn case(name: &str, needs: &'static [Need], body: fn() -> Result<()>) -> Trial {
+    let title = name.to_owned();
+    Trial::ignorable_test(name, move || {
+        if let Some(reason) = needs.iter().find_map(|need| need.missing()) {
+            if std::env::var("CI").is_ok_and(|ci| ci == "true") {
+                return Err(Failed::from(format!("skipped, which CI=true forbids: {reason}")));
+            }
+            return Ok(Completion::ignored_with(reason));
+        }
+        let start = Instant::now();
+        body().map_err(|error| Failed::from(format!("{error:#}")))?;
+        if start.elapsed() > Duration::from_secs(10) {
+            eprintln!("{title}: {:.0} s", start.elapsed().as_secs_f32());
+        }
+        Ok(Completion::Completed)
+    })
+}
+
+/// Runs a suite: one case at a time unless `--test-threads` says otherwise, since cases count connections and seconds.
+pub fn run(cases: Vec<Trial>) -> std::process::ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(1);
+    libtest_mimic::run(&arguments, cases).exit_code()
+}
+
+/// Fails the case unless `condition` holds.
+#[macro_export]
+macro_rules! check {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            anyhow::bail!($($message)+);
+        }
+    };
+}
+
+/// Fails the case unless both are equal, and shows both.
+#[macro_export]
+macro_rules! check_eq {
+    ($left:expr, $right:expr, $($message:tt)+) => {
+        match (&$left, &$right) {
+            (left, right) => {
+                if left != right {
+                    anyhow::bail!("{}: got {left:?}, expected {right:?}", format!($($message)+));
+                }
+            }
+        }
+    };
+}
