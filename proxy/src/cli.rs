@@ -46,8 +46,8 @@ impl Exit {
     /// What a failure of interception means for whoever started us.
     pub fn from_intercept(error: &InterceptError) -> Self {
         match error.kind() {
-            ErrorKind::MissingCapability => Self::NoPermission,
-            ErrorKind::MissingFeature => Self::Unavailable,
+            ErrorKind::Privilege => Self::NoPermission,
+            ErrorKind::Unsupported => Self::Unavailable,
             ErrorKind::Internal => Self::Internal,
         }
     }
@@ -136,11 +136,8 @@ impl InputArgs {
         Reloader::new(Inputs {
             file: self.config.clone(),
             env_file: self.env_file.clone(),
-            environment: std::env::vars_os()
-                .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
-                .collect(),
             flags: self.set.clone(),
-            ..Inputs::default()
+            ..Inputs::of_process()
         })
     }
 

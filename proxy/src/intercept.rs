@@ -67,7 +67,8 @@ pub struct AgentChanges {
 pub struct InterceptStatus {
     /// `cgroup`: rewritten at `connect()`.
     pub datapath: String,
-    /// False while switched off.
+    /// False while switched off. Told once, by whoever shows this (`supervise::protocol::InterceptionStatus`).
+    #[serde(skip)]
     pub attached: bool,
     /// Agents whose connections are taken.
     pub agents: Vec<AgentStatus>,

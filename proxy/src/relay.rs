@@ -32,6 +32,7 @@ pub mod upstream;
 
 pub use origin::kernel_original_dst;
 use outcome::{ConnectionRecord, RequestRecord, Via};
+use crate::tls::{self, Negotiated};
 use upstream::connect::Handshake;
 use upstream::resolve::Resolver;
 
@@ -66,8 +67,8 @@ pub struct Listener {
 /// Finds the original destination of an accepted socket; [`kernel_original_dst`] outside tests.
 pub type OriginLookup = Arc<dyn Fn(&TcpStream) -> std::io::Result<SocketAddr> + Send + Sync>;
 
-/// What all data threads share.
-pub struct Shared<H> {
+/// What all data threads share. `H` is TLS towards the intake: [`tls::Client`], or a fake one in tests.
+pub struct Shared<H = tls::Client> {
     /// What we were told to do.
     pub config: Arc<Config>,
     /// The products and names of the configured site.
@@ -92,6 +93,8 @@ pub trait Recorder: Send + Sync {
     fn connection(&self, record: &ConnectionRecord);
     /// A client connection was accepted.
     fn connection_opened(&self, via: Via);
+    /// A TLS session with an intake was made.
+    fn upstream_connected(&self, tls: &Negotiated);
 }
 
 /// Counts client connections against `limits.max_connections`.

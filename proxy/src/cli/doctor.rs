@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{Exit, InputArgs};
 use crate::intercept::preflight::{self, Check};
+use crate::tls::module;
 use crate::supervise::listeners;
 use crate::{supervise::admin, tls};
 
@@ -33,11 +34,11 @@ pub(super) fn run(args: &DoctorArgs, inputs: &InputArgs) -> Exit {
         Err(exit) => return exit,
     };
     let config = &loaded.config;
-    let kernel = preflight::checks(&config.intercept);
+    let kernel = preflight::checks();
     let interception = kernel.iter().all(|check| check.ok || !check.required);
     let lacks_capability = kernel.iter().any(|check| !check.ok && check.required && check.capability.is_some());
     let mut checks = kernel;
-    checks.push(module());
+    checks.push(crypto_module());
     checks.push(trust(config));
     // A proxy that runs holds the ports itself.
     let running = admin::ask(&config.status.socket, admin::Request::Status).is_ok();
@@ -61,10 +62,13 @@ pub(super) fn run(args: &DoctorArgs, inputs: &InputArgs) -> Exit {
     }
 }
 
-fn module() -> Check {
-    match tls::module::start() {
-        Ok(module) => Check::good("crypto module", format!("{}, certificate {}", module.version, module.certificate.as_deref().unwrap_or("none"))),
-        Err(error) => Check::bad("crypto module", error.to_string(), "reinstall the package: the program is damaged"),
+fn crypto_module() -> Check {
+    match module::start() {
+        Ok(module) => good(
+            "crypto module",
+            format!("{}, certificate {}", module.version, module.certificate.as_deref().unwrap_or("none")),
+        ),
+        Err(error) => bad("crypto module", error.to_string(), "reinstall the package: the program is damaged"),
     }
 }
 
@@ -72,9 +76,9 @@ fn trust(config: &crate::config::Config) -> Check {
     match tls::Client::new(&config.upstream) {
         Ok(client) => {
             let roots = client.roots();
-            Check::good("trust roots", format!("{} certificates ({})", roots.count, roots.source))
+            good("trust roots", format!("{} certificates ({})", roots.count, roots.source))
         }
-        Err(error) => Check::bad("trust roots", error.to_string(), "install ca-certificates, or set upstream.ca_file"),
+        Err(error) => bad("trust roots", error.to_string(), "install ca-certificates, or set upstream.ca_file"),
     }
 }
 
@@ -84,15 +88,15 @@ fn port_checks(config: &crate::config::Config) -> Vec<Check> {
         .filter_map(|wanted| {
             let name = format!("port {} ({})", wanted.address, wanted.purpose.name());
             match TcpListener::bind(wanted.address) {
-                Ok(_) => Some(Check::good(&name, "free".to_owned())),
-                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Some(Check::bad(
+                Ok(_) => Some(good(&name, "free".to_owned())),
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Some(bad(
                     &name,
                     format!("in use{}", owner(wanted.address)),
                     "stop the program that holds it, or change explicit.port_range_start (and the Agent's fips.port_range_start)",
                 )),
                 // No IPv6 on this host: `localhost` is 127.0.0.1 alone.
                 Err(_) if wanted.address.is_ipv6() => None,
-                Err(error) => Some(Check::bad(&name, error.to_string(), "change explicit.local_address or status.address")),
+                Err(error) => Some(bad(&name, error.to_string(), "change explicit.local_address or status.address")),
             }
         })
         .collect()
@@ -103,6 +107,14 @@ fn owner(address: SocketAddr) -> String {
     format!("; `ss -ltnp sport = :{}` shows by whom", address.port())
 }
 
+fn good(name: &str, detail: String) -> Check {
+    Check { name: name.to_owned(), ok: true, required: true, detail, cure: String::new(), capability: None }
+}
+
+fn bad(name: &str, detail: String, cure: &str) -> Check {
+    Check { name: name.to_owned(), ok: false, required: true, detail, cure: cure.to_owned(), capability: None }
+}
+
 fn print(report: &Report) {
     for check in &report.checks {
         let mark = match (check.ok, check.required) {
@@ -111,10 +123,8 @@ fn print(report: &Report) {
             (false, false) => "note",
         };
         println!("{mark}  {:<34} {}", check.name, check.detail);
-        if !check.ok
-            && let Some(cure) = &check.cure
-        {
-            println!("      -> {cure}");
+        if !check.cure.is_empty() {
+            println!("      -> {}", check.cure);
         }
     }
     println!();

@@ -1,6 +1,7 @@
 //! `run`, and `worker`, which `run` starts.
 
 use super::{Exit, InputArgs};
+use crate::config::Source;
 use crate::observe::logging;
 use crate::supervise::{master, worker};
 
@@ -27,7 +28,7 @@ pub(super) fn run(inputs: &InputArgs) -> Exit {
         tracing::warn!("{warning}");
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), site = %loaded.config.site, "agent-fips-proxy starts");
-    for setting in loaded.settings.iter().filter(|setting| !setting.is_default()) {
+    for setting in loaded.settings.iter().filter(|setting| setting.source != Source::Default) {
         tracing::info!(key = %setting.key, value = %setting.value, source = %setting.source, "configured");
     }
     master::run(loaded, reloader)

@@ -194,7 +194,7 @@ fn print_interception(interception: &InterceptionStatus) {
     if let Some(kernel) = &interception.kernel {
         println!("  destinations   {}", kernel.destinations);
         for agent in &kernel.agents {
-            println!("  agent          {}", agent.path);
+            println!("  agent          {}", agent.path.display());
         }
         for (event, n) in kernel.counters.iter().filter(|(_, n)| **n > 0) {
             println!("  {event:<30} {n}");

@@ -14,6 +14,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::error::InterceptError;
 use super::host::Cgroup2;
+use super::sys::{self, OwnsDescriptor};
 
 /// Directories that one scan visits at most: far above any host, and a bound for `/**` on a broken one.
 const MAX_VISITED: usize = 16_384;
@@ -213,7 +214,7 @@ impl AgentWatcher {
         let mut watcher = Self {
             cgroups: Cgroup2::find()?,
             globs: parse_globs(globs)?,
-            inotify: AsyncFd::new(RawInotify(inotify)).map_err(|source| InterceptError::Call {
+            inotify: sys::register(RawInotify(inotify)).map_err(|source| InterceptError::Call {
                 call: "registering inotify with the runtime",
                 source,
             })?,
@@ -288,6 +289,8 @@ impl AgentWatcher {
 
 /// tokio wants `AsRawFd`.
 struct RawInotify(Inotify);
+
+impl OwnsDescriptor for RawInotify {}
 
 impl AsRawFd for RawInotify {
     fn as_raw_fd(&self) -> RawFd {

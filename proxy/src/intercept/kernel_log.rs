@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::Ebpf;
 use aya_log::EbpfLogger;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+
+use super::sys::{self, OwnsDescriptor};
 
 /// The programs' target: `log.level: info,agent_fips_proxy::intercept::kernel=debug` shows every decision.
 macro_rules! target {
@@ -50,7 +50,7 @@ impl KernelLog {
     /// # Errors
     /// The descriptor could not be registered with the runtime.
     pub async fn forward(self) -> io::Result<()> {
-        let mut log = AsyncFd::with_interest(RawLog(self), Interest::READABLE)?;
+        let mut log = sys::register(RawLog(self))?;
         loop {
             let mut ready = log.readable_mut().await?;
             ready.get_inner_mut().0.drain();
@@ -67,6 +67,8 @@ impl AsFd for KernelLog {
 
 /// tokio wants `AsRawFd`.
 struct RawLog(KernelLog);
+
+impl OwnsDescriptor for RawLog {}
 
 impl std::os::fd::AsRawFd for RawLog {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {

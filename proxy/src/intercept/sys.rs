@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::libc;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// `SO_NETNS_COOKIE` (asm-generic/socket.h, kernel 5.14).
 const SO_NETNS_COOKIE: c_int = 71;
@@ -87,3 +89,16 @@ mod tests {
         );
     }
 }
+
+/// Registers a descriptor that `inner` owns with the runtime, for reading.
+///
+/// # Errors
+/// The runtime's epoll refuses it.
+pub(super) fn register<T: OwnsDescriptor>(inner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: `OwnsDescriptor` promises one open descriptor for the whole life of `inner`, which moves into the result.
+    // Needed because tokio cannot see from `AsRawFd` alone that the descriptor is owned.
+    unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(Into::into)
+}
+
+/// A type that keeps one descriptor open for as long as it lives, and whose `as_raw_fd` always returns that one.
+pub(super) trait OwnsDescriptor: AsRawFd {}

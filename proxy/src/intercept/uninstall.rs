@@ -1,6 +1,7 @@
 //! Removes everything that interception leaves on a host, whether or not a master runs: pinned links (which detaches the
 //! programs), pinned maps, empty cgroups, our own bpffs mount.
 
+use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 
@@ -28,6 +29,22 @@ impl UninstallReport {
     /// True when there was nothing to remove.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+impl fmt::Display for UninstallReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return writeln!(f, "nothing of ours was left in the kernel");
+        }
+        let parts =
+            [("link", &self.links), ("map", &self.maps), ("directory", &self.directories), ("cgroup", &self.cgroups)];
+        for (what, paths) in parts {
+            for path in paths {
+                writeln!(f, "removed {what} {}", path.display())?;
+            }
+        }
+        Ok(())
     }
 }
 

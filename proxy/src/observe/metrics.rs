@@ -15,7 +15,8 @@ use prometheus_client::registry::Registry;
 
 use crate::catalog::{Product, TABLE};
 use crate::observe::access::AccessLog;
-use crate::relay::outcome::{ConnectionRecord, Outcome, Recorder, RequestRecord, Via};
+use crate::relay::Recorder;
+use crate::relay::outcome::{ConnectionRecord, Outcome, RequestRecord, Via};
 use crate::supervise::protocol::{MasterStatus, ProductStatus, UpstreamTlsStatus};
 use crate::tls::{ModuleStatus, Negotiated};
 

@@ -57,7 +57,7 @@ fn write(page: &mut String, facts: &Facts) -> std::fmt::Result {
     if let Some(kernel) = &interception.kernel {
         page.push_str("<h2>Intercepted Agents</h2><div class=\"wide\"><table><tr><th>cgroup</th></tr>");
         for agent in &kernel.agents {
-            write!(page, "<tr><td>{}</td></tr>", Html(&agent.path))?;
+            write!(page, "<tr><td>{}</td></tr>", Html(agent.path.display()))?;
         }
         page.push_str("</table></div><h2>Kernel events</h2><div class=\"wide\"><table><tr><th>event</th><th class=\"n\">count</th></tr>");
         for (event, n) in &kernel.counters {

@@ -121,10 +121,10 @@ impl Interception {
         }
         let changes = kernel.sync_agents()?;
         for path in &changes.attached {
-            tracing::info!(cgroup = %path, "intercepting an Agent");
+            tracing::info!(cgroup = %path.display(), "intercepting an Agent");
         }
-        for path in &changes.gone {
-            tracing::info!(cgroup = %path, "an Agent's cgroup is gone");
+        for path in &changes.detached {
+            tracing::info!(cgroup = %path.display(), "an Agent's cgroup is gone or no longer selected");
         }
         Ok(())
     }
@@ -159,7 +159,17 @@ impl Interception {
         let Some(own) = &self.own else { return Ok(()) };
         let kernel = match &mut self.kernel {
             Some(kernel) => kernel,
-            none => none.insert(Interceptor::load(&self.config, own)?),
+            none => {
+                let mut kernel = Interceptor::load(&self.config, own)?;
+                if let Some(log) = kernel.take_kernel_log() {
+                    tokio::spawn(async move {
+                        if let Err(error) = log.forward().await {
+                            tracing::warn!(%error, "no more log lines from the kernel programs");
+                        }
+                    });
+                }
+                none.insert(kernel)
+            }
         };
         kernel.set_listeners(KernelListeners { v4: listeners.interception(false), v6: listeners.interception(true) })?;
         if !self.addresses.is_empty() {

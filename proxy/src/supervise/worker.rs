@@ -22,7 +22,8 @@ use crate::config::{Config, TlsPolicy};
 use crate::observe::http::{self, Facts};
 use crate::observe::logging;
 use crate::observe::metrics::Metrics;
-use crate::relay::{self, Listener, Role, Shared};
+use crate::relay::upstream::resolve::{Resolver, Sources};
+use crate::relay::{self, Listener, Role, Shared, Slots};
 use crate::tls;
 
 /// How often the worker says that its event loop turns.
@@ -136,12 +137,15 @@ impl Worker {
         let runtime = Builder::new_current_thread().enable_all().build().map_err(|e| (Exit::Internal, e.to_string()))?;
         let config = Arc::new(config);
         let metrics = Arc::new(Metrics::new(module, master, config.log.access));
-        let shared = Arc::new(Shared::new(
-            Arc::clone(&config),
-            Arc::new(Catalog::new(&config.site)),
-            client,
-            Arc::clone(&metrics) as Arc<dyn relay::outcome::Recorder>,
-        ));
+        let shared = Arc::new(Shared {
+            config: Arc::clone(&config),
+            catalog: Arc::new(Catalog::new(&config.site)),
+            tls: client,
+            resolver: Arc::new(Resolver::new(Sources::default(), runtime.handle().clone())),
+            recorder: Arc::clone(&metrics) as Arc<dyn relay::Recorder>,
+            slots: Arc::new(Slots::new(config.limits.max_connections)),
+            origin: Arc::new(relay::kernel_original_dst),
+        });
         let (drain, draining) = watch::channel(false);
         let (data, status_listeners) = sort(listeners, config.worker.threads);
         let mut threads = Vec::new();
@@ -190,16 +194,16 @@ impl Worker {
                 }
                 None => terminated().await,
             }
+            self.drain.send_replace(true);
+            // Requests in flight may still ask for an address: this runtime turns until the data threads are done.
+            let joined = tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| thread.join().is_ok()));
+            if !joined.await.unwrap_or_default() {
+                tracing::error!("a data thread ended by a panic");
+            }
             Ok(())
         });
         if let Err(error) = result {
             tracing::error!(%error, "the worker's channel cannot be used");
-        }
-        self.drain.send_replace(true);
-        for thread in threads {
-            if thread.join().is_err() {
-                tracing::error!("a data thread ended by a panic");
-            }
         }
         tracing::info!("drained");
         Exit::Ok

@@ -19,7 +19,7 @@ use crate::config::Upstream;
 use crate::relay::accept::Thread;
 use crate::relay::http::MAX_BUFFER;
 use crate::relay::origin::{OriginalDst, UpstreamAddr, canonical};
-use crate::tls::Negotiated;
+use crate::tls::{self, Negotiated};
 
 /// Addresses that are tried for one request. With 5 s each, more would outlive every client's own time limit.
 const MAX_ADDRESSES: usize = 6;
@@ -42,6 +42,14 @@ pub trait Handshake: Clone + Send + Sync + 'static {
         name: &str,
         socket: Socket,
     ) -> impl Future<Output = Result<(Self::Stream, Negotiated), HandshakeFailure>>;
+}
+
+impl Handshake for tls::Client {
+    type Stream = tls::ClientStream<Socket>;
+
+    async fn connect(&self, name: &str, socket: Socket) -> Result<(Self::Stream, Negotiated), HandshakeFailure> {
+        Self::connect(self, name, socket).await.map_err(|error| HandshakeFailure { message: error.to_string() })
+    }
 }
 
 /// TLS failed.
@@ -161,9 +169,11 @@ async fn attempt<H: Handshake>(
     addr: UpstreamAddr,
 ) -> Result<Line, Failure> {
     let limit = thread.shared.config.upstream.connect_timeout;
-    timeout(limit, dial(&thread.shared.tls, &target.name, addr))
+    let line = timeout(limit, dial(&thread.shared.tls, &target.name, addr))
         .await
-        .unwrap_or(Err(Failure::ConnectTimeout { addr }))
+        .unwrap_or(Err(Failure::ConnectTimeout { addr }))?;
+    thread.shared.recorder.upstream_connected(&line.tls);
+    Ok(line)
 }
 
 async fn dial<H: Handshake>(tls: &H, name: &str, addr: UpstreamAddr) -> Result<Line, Failure> {
