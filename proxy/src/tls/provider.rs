@@ -1,7 +1,8 @@
 //! What a policy offers: protocol versions, suites, key exchange groups, signature schemes.
 //!
 //! The lists are written out here and not taken from the library's defaults, so that a dependency bump cannot widen
-//! them. What the ClientHello *offers* counts as much as what is negotiated: an unapproved offer is a finding by itself.
+//! them. What the ClientHello *offers* counts as much as what is negotiated: an unapproved offer is a finding by
+//! itself.
 //!
 //! Key exchange, and the one liberal reading we make:
 //!
@@ -21,8 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::TlsPolicy;
 
-/// The provider of `policy`. Signature schemes are the library's list of RSA 2048 and larger, ECDSA P-256, P-384, P-521 and
-/// Ed25519, all with SHA-256 or larger; a test pins them.
+/// The provider of `policy`. Signature schemes are the library's list of RSA 2048 and larger, ECDSA P-256, P-384,
+/// P-521 and Ed25519, all with SHA-256 or larger; a test pins them.
 pub(super) fn provider(policy: TlsPolicy) -> CryptoProvider {
     let mut cipher_suites = vec![
         cipher_suite::TLS13_AES_256_GCM_SHA384,
