@@ -3,7 +3,7 @@
 //!
 //! Anything wrong is an error: the program exits and nothing is forwarded. `try_fips_mode` is true for every FIPS
 //! build, certified or not, so it is necessary and never sufficient; what decides is the module's version string
-//! against [`CERTIFIED`].
+//! against the table `CERTIFIED`.
 //!
 //! Wording: never the bare word "FIPS" for a status. We print module, version, certificate number and whether the
 //! platform is one that the certificate was tested on.
@@ -111,7 +111,10 @@ pub enum ModuleError {
     )]
     NotStatic(String),
     /// `/proc` does not tell where the module is.
-    #[error("cannot find out where the cryptographic module is loaded: {path}: {problem}; mount /proc", path = path.display())]
+    #[error(
+        "cannot find out where the cryptographic module is loaded: {}: {problem}; mount /proc",
+        path.display()
+    )]
     Unlocated {
         /// The file.
         path: PathBuf,
