@@ -1,7 +1,8 @@
 //! What we were told to do: the final, typed configuration. Files below turn file, environment and flags into it.
 //!
-//! [`load`] puts the layers together (flags over environment over file over defaults), [`keys`] is the one table of settings
-//! that parsing, `config show`, the default file and the reference page are made from, [`Reloader`] reads again while running.
+//! [`load`] puts the layers together (flags over environment over file over defaults), [`keys`] is the one table of
+//! settings that parsing, `config show`, the default file and the reference page are made from, [`Reloader`] reads
+//! again while running.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -199,6 +199,19 @@ fn lists_and_maps_are_written_with_commas_in_variables_and_flags() {
 }
 
 #[test]
+fn the_status_port_follows_the_range_unless_it_is_set() {
+    let mut place = Place::new();
+    place.flag("explicit.port_range_start", "10000");
+    let loaded = place.load();
+    assert_eq!(loaded.config.status.port, 10000);
+    assert!(matches!(source(&loaded, "status.port"), Source::Flag { .. }));
+    place.file("status: {port: 9000}\n");
+    let loaded = place.load();
+    assert_eq!(loaded.config.status.port, 9000);
+    assert!(matches!(source(&loaded, "status.port"), Source::File { .. }));
+}
+
+#[test]
 fn interception_is_requested_by_whoever_sets_it() {
     assert!(!Place::new().load().config.intercept.requested);
     for value in ["true", "false"] {
@@ -230,6 +243,23 @@ fn the_agents_own_variables_stand_in_and_empty_ones_do_not_count() {
     place.variable("DD_SITE", "nonsense");
     place.file("site: datad0g.com\n");
     assert_eq!(place.load().config.site.as_str(), "datad0g.com");
+}
+
+#[test]
+fn service_links_of_kubernetes_are_nobodys_mistake() {
+    let mut place = Place::new();
+    for (name, value) in [
+        ("PORT", "tcp://10.0.0.1:9803"),
+        ("PORT_9803_TCP_ADDR", "10.0.0.1"),
+        ("SERVICE_HOST", "10.0.0.1"),
+        ("SERVICE_PORT", "9803"),
+        ("SERVICE_PORT_STATUS", "9803"),
+    ] {
+        place.variable(&format!("DD_FIPS_PROXY_{name}"), value);
+    }
+    assert_eq!(place.load().config, Place::new().load().config);
+    place.variable("DD_FIPS_PROXY_PORT_RANGE", "1");
+    assert!(load(&place.inputs).is_err());
 }
 
 #[test]
@@ -447,7 +477,9 @@ proptest! {
             Some((value, source)) => prop_assert_eq!((setting.value.as_str(), &setting.source), (value, &source)),
             None => prop_assert_eq!(&setting.source, &Source::Default),
         }
-        let others = loaded.settings.iter().filter(|other| other.key != path);
+        // The status port follows the range.
+        let follows = path == "explicit.port_range_start";
+        let others = loaded.settings.iter().filter(|other| other.key != path && !(follows && other.key == "status.port"));
         prop_assert!(others.into_iter().all(|other| other.source == Source::Default));
     }
 

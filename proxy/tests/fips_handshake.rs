@@ -1,5 +1,5 @@
-//! Real handshakes of `tls::Client` in process, or with OpenSSL where our own library cannot be a bad enough server: what is offered
-//! (read from the bytes of the ClientHello), what is agreed, and every way a server can be refused.
+//! Real handshakes of `tls::Client` in process, or with OpenSSL where our own library cannot be a bad enough server:
+//! what is offered (read from the bytes of the ClientHello), what is agreed, and every way a server can be refused.
 
 #![expect(
     clippy::disallowed_methods,

@@ -1,4 +1,5 @@
-//! What settings say together: pairs that cannot be, each named with both keys, and what is allowed but should be known.
+//! What settings say together: pairs that cannot be, each named with both keys, and what is allowed but should be
+//! known.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,7 +17,8 @@ pub(super) struct Checked {
     pub(super) warnings: Vec<String>,
 }
 
-/// Completes the draft and judges it as a whole. Keys that `failed` by themselves hold a default here, and are left out.
+/// Completes the draft and judges it as a whole. Keys that `failed` by themselves hold a default here, and are left
+/// out.
 pub(super) fn whole(
     draft: Draft,
     requested: bool,
@@ -70,7 +72,8 @@ impl Check<'_> {
         if config.intercept.enabled && config.intercept.agent_cgroups.is_empty() {
             self.refuse(
                 ["intercept.agents.cgroups", "intercept.enabled"],
-                "interception is on, but the list of Agents is empty; name their cgroups or set intercept.enabled to false",
+                "interception is on, but the list of Agents is empty; name their cgroups or set \
+                 intercept.enabled to false",
             );
         }
     }
@@ -85,7 +88,8 @@ impl Check<'_> {
             config.explicit.enabled && overlap(config.status.address, config.explicit.local_address)
         }) {
             let problem = format!(
-                "{} is the port of the product {} (range from {}); leave status.port out, or choose a port outside the range",
+                "{} is the port of the product {} (range from {}); leave status.port out, or choose a port \
+                 outside the range",
                 config.status.port, entry.name, config.explicit.port_range_start
             );
             self.refuse(["status.port", "explicit.port_range_start"], &problem);
@@ -105,7 +109,8 @@ impl Check<'_> {
                 .any(|network| network.contains(&address));
             if !is_public(address) && !allowed {
                 let problem = format!(
-                    "{product} leads to {address}, which is not public; add its network to upstream.allow_private"
+                    "{product} leads to {address}, which is not public; add its network to \
+                     upstream.allow_private"
                 );
                 self.refuse(["upstream.endpoints", "upstream.allow_private"], &problem);
             }
@@ -127,15 +132,16 @@ impl Check<'_> {
     fn clear_text(&mut self, config: &Config) {
         if config.explicit.enabled && !is_loopback(config.explicit.local_address) {
             self.warnings.push(format!(
-                "explicit.local_address ({}) is {}: Agents send API keys and data to it in clear text, and whoever reaches it can use \
-                 the proxy",
+                "explicit.local_address ({}) is {}: Agents send API keys and data to it in clear text, and \
+                 whoever reaches it can use the proxy",
                 self.source("explicit.local_address"),
                 config.explicit.local_address
             ));
         }
         if !is_loopback(config.status.address) {
             self.warnings.push(format!(
-                "status.address ({}) is {}: whoever reaches it reads status and metrics, in clear text and without a password",
+                "status.address ({}) is {}: whoever reaches it reads status and metrics, in clear text and \
+                 without a password",
                 self.source("status.address"),
                 config.status.address
             ));
@@ -178,7 +184,8 @@ fn is_loopback(address: ListenAddress) -> bool {
         .all(|address| address.to_canonical().is_loopback())
 }
 
-/// Coarse on purpose: the relay's own rule decides at the dial; here are the networks that people write into a configuration.
+/// Coarse on purpose: the relay's own rule decides at the dial; here are the networks that people write into a
+/// configuration.
 fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(v4) => {

@@ -1,8 +1,8 @@
 //! Variables: those of the process, those of the environment file, and which of the two counts.
 //!
-//! systemd puts `/etc/default/agent-fips-proxy` into the environment of the process once, at start, and a process cannot be given new
-//! variables. So the file is also read by us: at a reload a variable that came from the file follows the file, and one that came from
-//! elsewhere (a unit drop-in, a container) stays what it is.
+//! systemd puts `/etc/default/agent-fips-proxy` into the environment of the process once, at start, and a process
+//! cannot be given new variables. So the file is also read by us: at a reload a variable that came from the file
+//! follows the file, and one that came from elsewhere (a unit drop-in, a container) stays what it is.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -12,7 +12,8 @@ use std::{fs, io};
 use super::error::{ConfigError, Source};
 use super::keys::{self, PREFIX};
 
-/// The variables of this process that mean something to us. No others are kept: the Agent's API key is often one of them.
+/// The variables of this process that mean something to us. No others are kept: the Agent's API key is often one of
+/// them.
 pub(super) fn of_process() -> BTreeMap<String, String> {
     let ours = |(name, value): (OsString, OsString)| {
         let name = name.into_string().ok()?;
@@ -71,8 +72,8 @@ impl EnvironmentFile {
     }
 }
 
-/// The variables that count. One of the process counts when it did not come from the file, that is, when it differs from what the file
-/// said `first`; everything else is as the file says `now`.
+/// The variables that count. One of the process counts when it did not come from the file, that is, when it differs
+/// from what the file said `first`; everything else is as the file says `now`.
 pub(super) fn effective(
     process: &BTreeMap<String, String>,
     first: &EnvironmentFile,
@@ -104,6 +105,21 @@ pub(super) fn effective(
     of_file.chain(of_process).collect()
 }
 
+/// True for the variables that Kubernetes puts into every pod beside a Service named `dd-fips-proxy` (the documentation of
+/// Pods calls them service links): they begin like ours and are nobody's mistake.
+pub(super) fn is_service_link(variable: &str) -> bool {
+    let Some(name) = variable.strip_prefix(PREFIX) else {
+        return false;
+    };
+    let port = name
+        .strip_prefix("PORT_")
+        .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    port || name == "PORT"
+        || name == "SERVICE_HOST"
+        || name == "SERVICE_PORT"
+        || name.starts_with("SERVICE_PORT_")
+}
+
 /// What to say about a variable of ours that does not exist.
 pub(super) fn unknown(variable: &str) -> String {
     match keys::nearest_variable(variable) {
@@ -114,8 +130,8 @@ pub(super) fn unknown(variable: &str) -> String {
     }
 }
 
-/// One line by the rules of systemd's `EnvironmentFile=` (systemd.exec(5)), and with `export` as a shell would have it. A `#` later in
-/// the line belongs to the value, as it does for systemd.
+/// One line by the rules of systemd's `EnvironmentFile=` (systemd.exec(5)), and with `export` as a shell would have
+/// it. A `#` later in the line belongs to the value, as it does for systemd.
 fn assignment(line: &str) -> Result<Option<(String, String)>, String> {
     let line = line.trim();
     if line.is_empty() || line.starts_with(['#', ';']) {

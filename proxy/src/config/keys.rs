@@ -1,5 +1,5 @@
-//! The one table of settings: name, default, what is accepted, what it does, who should change it, and how it is read and shown.
-//! The parser, `config show`, the default file and the reference page are all made from [`TABLE`].
+//! The one table of settings: name, default, what is accepted, what it does, who should change it, and how it is read
+//! and shown. The parser, `config show`, the default file and the reference page are all made from [`TABLE`].
 
 use std::thread;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Puts the layers together: flags over environment over file over defaults. Every error is found in one go, every value knows where it
-//! came from.
+//! Puts the layers together: flags over environment over file over defaults. Every error is found in one go, every
+//! value knows where it came from.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -89,8 +89,8 @@ pub struct Setting {
 /// Reads and checks everything.
 ///
 /// # Errors
-/// All that is wrong, each with its place, its key and what would be accepted. A value that a higher layer replaces must be right, too:
-/// it counts as soon as that layer goes away.
+/// All that is wrong, each with its place, its key and what would be accepted. A value that a higher layer replaces
+/// must be right, too: it counts as soon as that layer goes away.
 pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigErrors> {
     let mut errors = Vec::new();
     let now = inputs.environment_file(&mut errors);
@@ -156,8 +156,8 @@ impl Layers {
         }
     }
 
-    /// The Agent's own variables. An empty one is an unset one, as it is for the Agent, and one that is replaced is not judged: it was
-    /// not written for us.
+    /// The Agent's own variables. An empty one is an unset one, as it is for the Agent, and one that is replaced is
+    /// not judged: it was not written for us.
     fn fallbacks(
         &mut self,
         variables: &BTreeMap<String, (String, Source)>,
@@ -172,10 +172,8 @@ impl Layers {
     }
 
     fn variables(&mut self, variables: &BTreeMap<String, (String, Source)>) {
-        for (variable, (value, source)) in variables
-            .iter()
-            .filter(|(variable, _)| variable.starts_with(PREFIX))
-        {
+        let ours = |name: &str| name.starts_with(PREFIX) && !environment::is_service_link(name);
+        for (variable, (value, source)) in variables.iter().filter(|(name, _)| ours(name)) {
             match TABLE.iter().find(|key| key.variable() == *variable) {
                 Some(key) => self.line(key, value, source),
                 None => self.errors.push(ConfigError::new(
@@ -247,6 +245,10 @@ impl Layers {
         self.errors.extend(errors);
         if !self.errors.is_empty() {
             return Err(ConfigErrors(self.errors));
+        }
+        // Left out, the port follows the range, and so does the answer to where it was set.
+        if let Some(range) = self.sources.get("explicit.port_range_start").cloned() {
+            self.sources.entry("status.port").or_insert(range);
         }
         let settings = TABLE
             .iter()

@@ -107,15 +107,17 @@ const INTRODUCTION: &str = "\
 
 <!-- Generated from the table in proxy/src/config/keys/table.rs by `cargo xtask docs`. Do not edit. -->
 
-Settings come in layers: `--set key=value` over the environment over the file (`/etc/agent-fips-proxy/config.yaml`, or `--config`)
-over the defaults. `agent-fips-proxy config show` prints every value with its source, `config check` every error at once.
+Settings come in layers: `--set key=value` over the environment over the file (`/etc/agent-fips-proxy/config.yaml`, or
+`--config`) over the defaults. `agent-fips-proxy config show` prints every value with its source, `config check` every
+error at once.
 
-Every key has a variable: `DD_FIPS_PROXY_` and the path in upper case, joined by `_`. In a variable and with `--set`, a list is written
-with commas (`80,443`) and a map as `name=value,name=value`. The environment file (`/etc/default/agent-fips-proxy`, or `--env-file`) holds
-lines `NAME=value`. It is read again at a reload: a variable that the process got from it follows it.
+Every key has a variable: `DD_FIPS_PROXY_` and the path in upper case, joined by `_`. In a variable and with `--set`,
+a list is written with commas (`80,443`) and a map as `name=value,name=value`. The environment file
+(`/etc/default/agent-fips-proxy`, or `--env-file`) holds lines `NAME=value`. It is read again at a reload: a variable
+that the process got from it follows it.
 
-Unknown keys and variables, wrong types, values out of range, and settings that cannot be together are errors: the program does not
-start (exit code 78), and a reload keeps what it has.
+Unknown keys and variables, wrong types, values out of range, and settings that cannot be together are errors: the
+program does not start (exit code 78), and a reload keeps what it has.
 ";
 
 /// The defaults as documented, the same on every machine.

@@ -1,11 +1,12 @@
-//! Reads the configuration again while running: on SIGHUP, `systemctl reload`, or when somebody turned interception off.
+//! Reads the configuration again while running: on SIGHUP, `systemctl reload`, or when somebody turned interception
+//! off.
 
 use super::environment::EnvironmentFile;
 use super::error::ConfigErrors;
 use super::load::{Inputs, Loaded, load_with};
 
-/// The inputs, and what the environment file said when the process was started: the only way to know which of the process's variables
-/// came from there and must follow it.
+/// The inputs, and what the environment file said when the process was started: the only way to know which of the
+/// process's variables came from there and must follow it.
 #[derive(Clone, Debug)]
 pub struct Reloader {
     inputs: Inputs,
@@ -29,8 +30,8 @@ impl Reloader {
         load_with(&self.inputs, &now, &now, errors)
     }
 
-    /// Every later load: a variable that the process got from the environment file follows the file, changed or removed; one that it
-    /// got from elsewhere stays.
+    /// Every later load: a variable that the process got from the environment file follows the file, changed or
+    /// removed; one that it got from elsewhere stays.
     ///
     /// # Errors
     /// As [`load`](super::load()). The caller keeps what it has.

@@ -1,5 +1,5 @@
-//! The configuration file: YAML text to settings with their places. Unknown and repeated keys are errors here, types are not: that is
-//! the key's business.
+//! The configuration file: YAML text to settings with their places. Unknown and repeated keys are errors here, types
+//! are not: that is the key's business.
 
 use std::fmt;
 use std::path::Path;

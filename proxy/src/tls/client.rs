@@ -14,8 +14,9 @@ use super::provider::{self, Offer};
 use super::roots::{self, RootsStatus};
 use crate::config::{TlsPolicy, Upstream};
 
-/// Plaintext that a session may hold between us and the socket, in bytes, in each direction of its queues. Two HTTP bodies' worth
-/// of our 64 KiB writes: less stalls a bulk upload, more only moves waiting from the client into our memory.
+/// Plaintext that a session may hold between us and the socket, in bytes, in each direction of its queues. Two HTTP
+/// bodies' worth of our 64 KiB writes: less stalls a bulk upload, more only moves waiting from the client into our
+/// memory.
 const BUFFER_LIMIT: usize = 128 * 1024;
 
 /// Sessions remembered for resumption, over all names; the catalogue has some thirty. Memory only, never on disk.
@@ -47,8 +48,8 @@ impl Client {
         })
     }
 
-    /// Shakes hands over `io` as a client of `name`, which the certificate must be valid for. Sets no time limit: the caller's
-    /// `upstream.connect_timeout` covers TCP and TLS together.
+    /// Shakes hands over `io` as a client of `name`, which the certificate must be valid for. Sets no time limit: the
+    /// caller's `upstream.connect_timeout` covers TCP and TLS together.
     ///
     /// # Errors
     /// See [`HandshakeError::reason`]. `io` is closed.
@@ -84,9 +85,9 @@ impl Client {
     }
 }
 
-/// The one place where a client configuration is made. Three gates, each with its own message: the provider is approved, the library
-/// takes it, the finished configuration is approved. Key log, early data and secret extraction are off by the library's default and
-/// are written out here so that a change of default changes nothing.
+/// The one place where a client configuration is made. Three gates, each with its own message: the provider is
+/// approved, the library takes it, the finished configuration is approved. Key log, early data and secret extraction
+/// are off by the library's default and are written out here so that a change of default changes nothing.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the constructor that the lint sends everybody to"

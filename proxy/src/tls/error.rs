@@ -1,5 +1,5 @@
-//! Why a TLS session, or the configuration for one, was not made: a closed set of reasons for metrics, and a sentence for
-//! people that names the key to change.
+//! Why a TLS session, or the configuration for one, was not made: a closed set of reasons for metrics, and a sentence
+//! for people that names the key to change.
 
 use std::fmt;
 use std::io;
@@ -12,8 +12,8 @@ use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
 pub enum ConfigError {
     /// `upstream.ca_file` is of no use.
     #[error(
-        "upstream.ca_file {}: {problem}; name a readable PEM file with the roots that sign the intake's certificates, or remove \
-         the key to trust the system's roots",
+        "upstream.ca_file {}: {problem}; name a readable PEM file with the roots that sign the intake's \
+         certificates, or remove the key to trust the system's roots",
         path.display()
     )]
     CaFile {
@@ -24,8 +24,8 @@ pub enum ConfigError {
     },
     /// The system has no roots.
     #[error(
-        "no usable root certificate in the system's store{}; install the package ca-certificates, or set upstream.ca_file to a \
-         PEM file",
+        "no usable root certificate in the system's store{}; install the package ca-certificates, or set \
+         upstream.ca_file to a PEM file",
         list(unreadable)
     )]
     NoSystemRoots {
@@ -34,8 +34,8 @@ pub enum ConfigError {
     },
     /// The provider or the finished configuration does not answer for itself as approved.
     #[error(
-        "the {what} for upstream.tls_policy is not in the approved mode of the cryptographic module: this build must not be used, \
-         install a released package"
+        "the {what} for upstream.tls_policy is not in the approved mode of the cryptographic module: this \
+         build must not be used, install a released package"
     )]
     NotApproved {
         /// Which part.
@@ -54,7 +54,8 @@ fn list(unreadable: &[String]) -> String {
     }
 }
 
-/// A handshake that failed. The message tells what failed, for which name, why, and what to change; it holds nothing secret.
+/// A handshake that failed. The message tells what failed, for which name, why, and what to change; it holds nothing
+/// secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct HandshakeError {
@@ -94,7 +95,8 @@ impl HandshakeError {
                 "closed",
                 name,
                 &format!("the connection was closed during the handshake ({error})"),
-                "a firewall or proxy on the way that refuses TLS does this, as does a server without a common protocol version",
+                "a firewall or proxy on the way that refuses TLS does this, as does a server without a \
+                 common protocol version",
             ),
             _ => Self::new(
                 "io",
@@ -161,14 +163,15 @@ impl HandshakeError {
                 "unknown_issuer",
                 name,
                 "the server's certificate is not signed by a root that we trust",
-                "if a gateway of yours answers for this name, set upstream.ca_file to the roots it uses (they then replace the \
-                 system's); otherwise somebody intercepts the connection",
+                "if a gateway of yours answers for this name, set upstream.ca_file to the roots it uses \
+                 (they then replace the system's); otherwise somebody intercepts the connection",
             ),
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => Self::new(
                 "wrong_name",
                 name,
                 &error.to_string(),
-                "check site and upstream.endpoints: the server that was reached must have a certificate for this name",
+                "check site and upstream.endpoints: the server that was reached must have a certificate for \
+                 this name",
             ),
             CertificateError::Revoked => Self::new(
                 "revoked",
@@ -185,24 +188,26 @@ impl HandshakeError {
                 Self::new(
                     "unknown_issuer",
                     name,
-                    "the server presents the certificate of a certificate authority as its own (usually a self-signed one)",
-                    "the server needs a certificate that an authority issued for this name; upstream.ca_file then names the \
-                     authority",
+                    "the server presents the certificate of a certificate authority as its own (usually a \
+                     self-signed one)",
+                    "the server needs a certificate that an authority issued for this name; upstream.ca_file \
+                     then names the authority",
                 )
             }
             CertificateError::BadSignature => Self::new(
                 "bad_certificate",
                 name,
-                "a signature of the server or of its certificate does not match the key that should have made it",
-                "an authority that was made again under its old name does this: then upstream.ca_file must hold the new one; \
-                 otherwise somebody interferes with the connection",
+                "a signature of the server or of its certificate does not match the key that should have \
+                 made it",
+                "an authority that was made again under its old name does this: then upstream.ca_file must \
+                 hold the new one; otherwise somebody interferes with the connection",
             ),
             other => Self::new(
                 "bad_certificate",
                 name,
                 &format!("the server's certificate is not acceptable: {other}"),
-                "the server needs a certificate for server authentication with RSA of 2048 bits or more, ECDSA or Ed25519, and \
-                 SHA-256 or better",
+                "the server needs a certificate for server authentication with RSA of 2048 bits or more, \
+                 ECDSA or Ed25519, and SHA-256 or better",
             ),
         }
     }
@@ -218,8 +223,10 @@ impl HandshakeError {
             PeerIncompatible::ExtendedMasterSecretExtensionRequired => Self::new(
                 "no_ems",
                 name,
-                "the server speaks TLS 1.2 without extended master secret (RFC 7627), which the policy requires",
-                "the server or the proxy before it must be updated, or speak TLS 1.3; no setting of ours allows it",
+                "the server speaks TLS 1.2 without extended master secret (RFC 7627), which the policy \
+                 requires",
+                "the server or the proxy before it must be updated, or speak TLS 1.3; no setting of ours \
+                 allows it",
             ),
             PeerIncompatible::NoCipherSuitesInCommon
             | PeerIncompatible::NoKxGroupsInCommon
@@ -267,16 +274,18 @@ impl HandshakeError {
             "no_common_suite",
             name,
             &format!(
-                "the server has no approved suite or key exchange group in common with upstream.tls_policy ({detail})"
+                "the server has no approved suite or key exchange group in common with upstream.tls_policy \
+                 ({detail})"
             ),
-            "the server must offer AES-GCM with P-256, P-384 or a hybrid of ML-KEM-768; ChaCha20 and bare X25519 are not approved",
+            "the server must offer AES-GCM with P-256, P-384 or a hybrid of ML-KEM-768; ChaCha20 and bare \
+             X25519 are not approved",
         )
     }
 
     fn new(reason: &'static str, name: &str, why: &str, cure: &str) -> Self {
         Self {
             reason,
-            message: format!("TLS with `{}` failed: {why}; {cure}", Name(name)),
+            message: format!("TLS with `{}` failed: {}; {cure}", Bounded(name), Bounded(why)),
         }
     }
 }
@@ -284,13 +293,22 @@ impl HandshakeError {
 const NOT_AN_INTAKE: &str =
     "check that site, upstream.port and upstream.endpoints lead to the intake and not to something else";
 
-/// A name as it may stand in a message: it can come from a client, so no control characters and no novels.
-struct Name<'a>(&'a str);
+/// Text that a peer had a part in, as it may stand in a message: no control characters and no novels. A name has at most
+/// 253 characters; a certificate may bring hundreds of names.
+struct Bounded<'a>(&'a str);
 
-impl fmt::Display for Name<'_> {
+impl fmt::Display for Bounded<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.chars().take(253) {
-            write!(f, "{}", c.escape_default())?;
+        const MOST: usize = 500;
+        for c in self.0.chars().take(MOST) {
+            if c.is_control() {
+                write!(f, "{}", c.escape_default())?;
+            } else {
+                write!(f, "{c}")?;
+            }
+        }
+        if self.0.chars().nth(MOST).is_some() {
+            f.write_str("...")?;
         }
         Ok(())
     }

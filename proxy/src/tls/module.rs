@@ -1,10 +1,12 @@
-//! Which cryptographic module this program carries, proved at start: approved mode, version, linkage, integrity, known answers.
+//! Which cryptographic module this program carries, proved at start: approved mode, version, linkage, integrity,
+//! known answers.
 //!
-//! Anything wrong is an error: the program exits and nothing is forwarded. `try_fips_mode` is true for every FIPS build, certified
-//! or not, so it is necessary and never sufficient; what decides is the module's version string against [`CERTIFIED`].
+//! Anything wrong is an error: the program exits and nothing is forwarded. `try_fips_mode` is true for every FIPS
+//! build, certified or not, so it is necessary and never sufficient; what decides is the module's version string
+//! against the table `CERTIFIED`.
 //!
-//! Wording: never the bare word "FIPS" for a status. We print module, version, certificate number and whether the platform is
-//! one that the certificate was tested on.
+//! Wording: never the bare word "FIPS" for a status. We print module, version, certificate number and whether the
+//! platform is one that the certificate was tested on.
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -24,8 +26,9 @@ mod tests;
 
 pub use environment::Environment;
 
-/// The modules that this program may run with. One row a certificate; a new one is a decision with an ADR, never a side effect of
-/// a dependency update. Source: CMVP certificate #5314 and its security policy, section 2 (version) and 11.1 (version string).
+/// The modules that this program may run with. One row a certificate; a new one is a decision with an ADR, never a
+/// side effect of a dependency update. Source: CMVP certificate #5314 and its security policy, section 2 (version)
+/// and 11.1 (version string).
 const CERTIFIED: &[Certified] = &[Certified {
     version: "AWS-LC FIPS 3.1.0",
     name: "AWS-LC 3 Cryptographic Module (static)",
@@ -86,12 +89,14 @@ pub struct SelfTest {
 pub enum ModuleError {
     /// The library is not a FIPS build.
     #[error(
-        "the cryptographic library of this program does not run in the approved mode ({0}): install a released package"
+        "the cryptographic library of this program does not run in the approved mode ({0}): install a \
+         released package"
     )]
     NotApprovedMode(&'static str),
     /// Another module than the certified one was linked.
     #[error(
-        "the cryptographic module says it is `{found}`, accepted is only `{accepted}`: install a released package"
+        "the cryptographic module says it is `{found}`, accepted is only `{accepted}`: install a released \
+         package"
     )]
     NotCertified {
         /// What it says.
@@ -101,12 +106,15 @@ pub enum ModuleError {
     },
     /// The module comes from a shared library, which is another module with another certificate.
     #[error(
-        "the cryptographic module was loaded from `{0}` and not linked into this program: the certificate is for the static module; \
-         build without AWS_LC_FIPS_SYS_STATIC=0"
+        "the cryptographic module was loaded from `{0}` and not linked into this program: the certificate is \
+         for the static module; build without AWS_LC_FIPS_SYS_STATIC=0"
     )]
     NotStatic(String),
     /// `/proc` does not tell where the module is.
-    #[error("cannot find out where the cryptographic module is loaded: {path}: {problem}; mount /proc", path = path.display())]
+    #[error(
+        "cannot find out where the cryptographic module is loaded: {}: {problem}; mount /proc",
+        path.display()
+    )]
     Unlocated {
         /// The file.
         path: PathBuf,
@@ -115,18 +123,20 @@ pub enum ModuleError {
     },
     /// The module's code is not what was built.
     #[error(
-        "the integrity test of the cryptographic module failed: this executable was changed after it was built, reinstall it"
+        "the integrity test of the cryptographic module failed: this executable was changed after it was \
+         built, reinstall it"
     )]
     Integrity,
     /// The module gives wrong answers.
     #[error(
-        "a known-answer test of the cryptographic module failed: the executable or this machine is broken, forward nothing"
+        "a known-answer test of the cryptographic module failed: the executable or this machine is broken, \
+         forward nothing"
     )]
     KnownAnswers,
 }
 
-/// Proves the module. Call it first, before any key, and exit when it fails. Reads `/proc` and `/etc/os-release`, so call it before
-/// the file system is closed off.
+/// Proves the module. Call it first, before any key, and exit when it fails. Reads `/proc` and `/etc/os-release`, so
+/// call it before the file system is closed off.
 ///
 /// # Errors
 /// See [`ModuleError`].
@@ -228,8 +238,8 @@ impl fmt::Display for ModuleStatus {
 }
 
 fn version() -> String {
-    // SAFETY: returns a pointer to a string constant of the module, which lives as long as the process and ends in NUL. Needed
-    // because aws-lc-rs 1.17 does not expose it.
+    // SAFETY: returns a pointer to a string constant of the module, which lives as long as the process and ends in
+    // NUL. Needed because aws-lc-rs 1.17 does not expose it.
     let text = unsafe { CStr::from_ptr(aws_lc_fips_sys::awslc_version_string()) };
     text.to_string_lossy().into_owned()
 }

@@ -1,17 +1,21 @@
 //! What a policy offers: protocol versions, suites, key exchange groups, signature schemes.
 //!
 //! The lists are written out here and not taken from the library's defaults, so that a dependency bump cannot widen
-//! them. What the ClientHello *offers* counts as much as what is negotiated: an unapproved offer is a finding by itself.
+//! them. What the ClientHello *offers* counts as much as what is negotiated: an unapproved offer is a finding by
+//! itself.
 //!
 //! Key exchange, and the one liberal reading we make:
 //!
-//! - `SecP256r1MLKEM768` comes first in both policies: both halves are approved (P-256: SP 800-56A; ML-KEM-768: FIPS 203,
-//!   on certificate #5314). rustls sends the classical half of the first group as a second key share for free, here
-//!   P-256, so a server without hybrid groups needs no second round trip, and no bare X25519 is ever sent.
-//! - `X25519MLKEM768` is in `fips` only, and after it, without a share: SP 800-56C r2 allows a shared secret `Z || T` when
-//!   Z, the part that stands first, comes from an approved scheme. ML-KEM stands first, so X25519 is T and adds nothing
-//!   that is relied on. A server that insists on it costs one HelloRetryRequest. `strict` does not read that generously.
-//! - Bare X25519 is in neither: it is not in SP 800-56A r3 and does not raise the module's approved-service indicator.
+//! - `SecP256r1MLKEM768` comes first in both policies: both halves are approved (P-256: SP 800-56A; ML-KEM-768:
+//!   FIPS 203, on certificate #5314). rustls sends the classical half of the first group as a second key share for
+//!   free, here P-256, so a server without hybrid groups needs no second round trip, and no bare X25519 is ever
+//!   sent.
+//! - `X25519MLKEM768` is in `fips` only, and after it, without a share: SP 800-56C r2 allows a shared secret `Z ||
+//!   T` when Z, the part that stands first, comes from an approved scheme. ML-KEM stands first, so X25519 is T and
+//!   adds nothing that is relied on. A server that insists on it costs one HelloRetryRequest. `strict` does not
+//!   read that generously.
+//! - Bare X25519 is in neither: it is not in SP 800-56A r3 and does not raise the module's approved-service
+//!   indicator.
 
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
@@ -21,8 +25,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::TlsPolicy;
 
-/// The provider of `policy`. Signature schemes are the library's list of RSA 2048 and larger, ECDSA P-256, P-384, P-521 and
-/// Ed25519, all with SHA-256 or larger; a test pins them.
+/// The provider of `policy`. Signature schemes are the library's list of RSA 2048 and larger, ECDSA P-256, P-384,
+/// P-521 and Ed25519, all with SHA-256 or larger; a test pins them.
 pub(super) fn provider(policy: TlsPolicy) -> CryptoProvider {
     let mut cipher_suites = vec![
         cipher_suite::TLS13_AES_256_GCM_SHA384,
@@ -125,6 +129,8 @@ pub(super) fn group_name(group: NamedGroup) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rustls::crypto::SupportedKxGroup;
+
     use super::*;
 
     #[test]
@@ -155,5 +161,43 @@ mod tests {
             offer.groups,
             ["SecP256r1MLKEM768", "X25519MLKEM768", "secp256r1", "secp384r1"]
         );
+    }
+
+    /// What the module itself says: its indicator of approved services (security policy of #5314, section 4) rises for each
+    /// half of a strict group, on both sides of the exchange, and not for bare X25519.
+    #[test]
+    fn the_module_counts_both_halves_of_strict_groups_as_approved_services() {
+        let exchange = |group: &'static dyn SupportedKxGroup| {
+            approved_services(|| {
+                let ours = group.start().unwrap();
+                let theirs = group.start_and_complete(ours.pub_key()).unwrap();
+                ours.complete(&theirs.pub_key).unwrap();
+            })
+        };
+        let ml_kem = exchange(kx_group::MLKEM768);
+        let p256 = exchange(kx_group::SECP256R1);
+        assert!(ml_kem > 0 && p256 > 0, "{ml_kem} {p256}");
+        assert_eq!(exchange(kx_group::SECP256R1MLKEM768), p256 + ml_kem);
+        assert!(exchange(kx_group::SECP384R1) > 0);
+        assert_eq!(
+            exchange(kx_group::X25519),
+            0,
+            "X25519 became an approved service: read the new policy"
+        );
+        assert_eq!(
+            exchange(kx_group::X25519MLKEM768),
+            ml_kem,
+            "only one half of it counts"
+        );
+    }
+
+    /// How often the indicator rose. It belongs to the thread.
+    fn approved_services(work: impl FnOnce()) -> u64 {
+        // SAFETY: reads a counter of this thread. Needed because aws-lc-rs shows it in no public function.
+        let before = unsafe { aws_lc_fips_sys::FIPS_service_indicator_before_call() };
+        work();
+        // SAFETY: as above.
+        let after = unsafe { aws_lc_fips_sys::FIPS_service_indicator_after_call() };
+        after - before
     }
 }

@@ -18,8 +18,8 @@ pub struct RootsStatus {
     pub source: RootsSource,
     /// How many.
     pub count: usize,
-    /// SHA-256, in hexadecimal, over the sorted SHA-256 digests of the certificates: the same set, whatever its order or
-    /// repeats, has the same digest.
+    /// SHA-256, in hexadecimal, over the sorted SHA-256 digests of the certificates: the same set, whatever its order
+    /// or repeats, has the same digest.
     pub sha256: String,
     /// What of the system's store could not be used, and why.
     pub unreadable: Vec<String>,
@@ -92,7 +92,8 @@ fn from_file(path: &Path) -> Result<(RootCertStore, RootsStatus), ConfigError> {
     Ok((store, status))
 }
 
-/// Distributions ship roots that parsers disagree on: an unusable one is reported and left out. None at all is an error.
+/// Distributions ship roots that parsers disagree on: an unusable one is reported and left out. None at all is an
+/// error.
 fn from_system() -> Result<(RootCertStore, RootsStatus), ConfigError> {
     let found = rustls_native_certs::load_native_certs();
     let mut unreadable: Vec<String> = found.errors.iter().map(ToString::to_string).collect();

@@ -13,8 +13,8 @@ use crate::catalog;
 use crate::config::value::{Fault, Raw, network, text};
 use crate::config::{Endpoint, ListenAddress};
 
-/// A level, or `tracing` directives. A lone word that is no level is a typing error, although `tracing` would take it for the
-/// name of a module.
+/// A level, or `tracing` directives. A lone word that is no level is a typing error, although `tracing` would take it
+/// for the name of a module.
 pub(super) fn level(raw: &Raw) -> Result<String, Fault> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let text = text(raw)?;

@@ -44,8 +44,8 @@ pub static TABLE: &[Key] = &[
         path: "site",
         accepted: "a domain such as datadoghq.com, us5.datadoghq.com or ddog-gov.com",
         fallback: Some("DD_SITE"),
-        effect: "The Datadog site. Every intake name is built from it: it decides what is intercepted and where everything goes. \
-                 Must be the Agent's own.",
+        effect: "The Datadog site. Every intake name is built from it: it decides what is intercepted and \
+                 where everything goes. Must be the Agent's own.",
         who: "everybody whose site is not datadoghq.com",
         set: |draft, raw| parsed(raw).map(|value| draft.config.site = value),
         get: |config| config.site.to_string(),
@@ -53,7 +53,8 @@ pub static TABLE: &[Key] = &[
     },
     Key {
         path: "log.level",
-        accepted: "off, error, warn, info, debug, trace, or directives as in info,agent_fips_proxy::relay=debug",
+        accepted: "off, error, warn, info, debug, trace, or directives as in \
+                   info,agent_fips_proxy::relay=debug",
         effect: "What is logged. No level logs keys, header values, queries or bodies.",
         set: |draft, raw| level(raw).map(|value| draft.config.log.level = value),
         get: |config| yaml_text(&config.log.level),
@@ -73,7 +74,8 @@ pub static TABLE: &[Key] = &[
     Key {
         path: "log.access",
         accepted: "true, false",
-        effect: "One line for each request, target `access`: product, path without query, status, sizes, time, TLS session.",
+        effect: "One line for each request, target `access`: product, path without query, status, sizes, \
+                 time, TLS session.",
         set: |draft, raw| boolean(raw).map(|value| draft.config.log.access = value),
         get: |config| config.log.access.to_string(),
         ..KEY
@@ -90,8 +92,8 @@ pub static TABLE: &[Key] = &[
         path: "explicit.local_address",
         accepted: "localhost (127.0.0.1 and ::1), or an IP address",
         fallback: Some("DD_FIPS_LOCAL_ADDRESS"),
-        effect: "Where the product ports are bound. The Agent speaks clear text to them: an address that is not a loopback puts API \
-                 keys on the network.",
+        effect: "Where the product ports are bound. The Agent speaks clear text to them: an address that is \
+                 not a loopback puts API keys on the network.",
         who: "nobody, except where the Agent reaches the proxy only over a private bridge",
         set: |draft, raw| address(raw).map(|value| draft.config.explicit.local_address = value),
         get: |config| yaml_text(&config.explicit.local_address.to_string()),
@@ -112,9 +114,9 @@ pub static TABLE: &[Key] = &[
     Key {
         path: "intercept.enabled",
         accepted: "true, false",
-        effect: "Take the Agent's connections with eBPF. `false` detaches every hook and leaves the explicit ports serving; a reload \
-                 is enough. Set to `true`, a host that cannot intercept does not start; left at its default, it serves the explicit \
-                 ports and says so.",
+        effect: "Take the Agent's connections with eBPF. `false` detaches every hook and leaves the explicit \
+                 ports serving; a reload is enough. Set to `true`, a host that cannot intercept does not \
+                 start; left at its default, it serves the explicit ports and says so.",
         set: |draft, raw| boolean(raw).map(|value| draft.config.intercept.enabled = value),
         get: |config| config.intercept.enabled.to_string(),
         ..KEY
@@ -122,7 +124,8 @@ pub static TABLE: &[Key] = &[
     Key {
         path: "intercept.datapath",
         accepted: "auto, cgroup (tc is known, but not in this version)",
-        effect: "How connections are taken: `cgroup` rewrites them at connect(). `auto` takes what the host can do.",
+        effect: "How connections are taken: `cgroup` rewrites them at connect(). `auto` takes what the host \
+                 can do.",
         who: NOBODY,
         set: |draft, raw| {
             let words = [
@@ -151,13 +154,7 @@ pub static TABLE: &[Key] = &[
         path: "intercept.agents.pods.label_selector",
         accepted: "a label selector key=value[,key=value]; in this version only the default",
         effect: "Which pods of this node are Agents. Not in this version: pods are selected by cgroup.",
-        set: |_, raw| {
-            only(
-                selector(raw)?.as_str(),
-                SELECTOR,
-                "pods are selected with intercept.agents.cgroups",
-            )
-        },
+        set: |_, raw| only(selector(raw)?.as_str(), SELECTOR, "set intercept.agents.cgroups"),
         get: |_| SELECTOR.to_owned(),
         ..NOT_YET
     },
@@ -188,8 +185,8 @@ pub static TABLE: &[Key] = &[
         path: "intercept.cidrs",
         shape: Shape::List,
         accepted: "a list of networks such as 10.20.0.0/16 or 2001:db8::/32",
-        effect: "Destinations that are taken besides the addresses that the intake names resolve to, for example PrivateLink. A \
-                 superset does no harm: the name decides.",
+        effect: "Destinations that are taken besides the addresses that the intake names resolve to, for \
+                 example PrivateLink. A superset does no harm: the name decides.",
         set: |draft, raw| list(raw, network).map(|value| draft.config.intercept.cidrs = value),
         get: |config| list_text(&config.intercept.cidrs),
         ..KEY
@@ -197,8 +194,8 @@ pub static TABLE: &[Key] = &[
     Key {
         path: "intercept.https",
         accepted: "passthrough (terminate and refuse are known, but not in this version)",
-        effect: "TLS of an intercepted Agent. `passthrough`: it goes untouched to its original destination, with the Agent's own \
-                 cryptography, and is counted as such.",
+        effect: "TLS of an intercepted Agent. `passthrough`: it goes untouched to its original destination, \
+                 with the Agent's own cryptography, and is counted as such.",
         who: SECURITY,
         set: |draft, raw| {
             let words = [
@@ -216,8 +213,9 @@ pub static TABLE: &[Key] = &[
     Key {
         path: "intercept.on_failure",
         accepted: "closed, open",
-        effect: "What a selected connection does when no worker listens. `closed`: the connect fails, the Agent keeps its data and \
-                 tries again. `open`: it leaves as without us, unprotected by us, and is counted.",
+        effect: "What a selected connection does when no worker listens. `closed`: the connect fails, the \
+                 Agent keeps its data and tries again. `open`: it leaves as without us, unprotected by us, \
+                 and is counted.",
         who: SECURITY,
         set: |draft, raw| {
             choice(raw, &[("closed", OnFailure::Closed), ("open", OnFailure::Open)])
@@ -238,7 +236,8 @@ pub static TABLE: &[Key] = &[
     Key {
         path: "intercept.classifier_priority",
         accepted: "a number from 1 to 65535; in this version only 10",
-        effect: "Datapath `tc`: priority of the classifier among those of the network plugin. Not in this version.",
+        effect: "Datapath `tc`: priority of the classifier among those of the network plugin. Not in this \
+                 version.",
         set: |_, raw| only(&integer(raw, 1..=u16::MAX)?, &10, TC),
         get: |_| "10".to_owned(),
         ..NOT_YET
@@ -301,8 +300,8 @@ pub static TABLE: &[Key] = &[
     Key {
         path: "upstream.tls_policy",
         accepted: "fips, strict",
-        effect: "Which TLS is approved towards the intake. `fips`: 1.2 with extended master secret, and 1.3. `strict`: 1.3 only, both \
-                 halves of a hybrid group approved. There is no off.",
+        effect: "Which TLS is approved towards the intake. `fips`: 1.2 with extended master secret, and 1.3. \
+                 `strict`: 1.3 only, both halves of a hybrid group approved. There is no off.",
         who: SECURITY,
         set: |draft, raw| {
             choice(raw, &[("fips", TlsPolicy::Fips), ("strict", TlsPolicy::Strict)])
@@ -315,8 +314,9 @@ pub static TABLE: &[Key] = &[
         path: "upstream.allow_private",
         shape: Shape::List,
         accepted: "a list of networks, IPv4 of /8 or narrower, IPv6 of /7 or narrower",
-        effect: "Networks that may be dialled although they are not public: PrivateLink, a gateway on this host (127.0.0.0/8). Without \
-                 it a name that resolves to such an address is refused: a forged answer leads nowhere.",
+        effect: "Networks that may be dialled although they are not public: PrivateLink, a gateway on this \
+                 host (127.0.0.0/8). Without it a name that resolves to such an address is refused: a forged \
+                 answer leads nowhere.",
         who: "operators with PrivateLink or a local gateway",
         set: |draft, raw| list(raw, private_network).map(|value| draft.config.upstream.allow_private = value),
         get: |config| list_text(&config.upstream.allow_private),
@@ -325,9 +325,9 @@ pub static TABLE: &[Key] = &[
     Key {
         path: "upstream.endpoints",
         shape: Shape::Map,
-        accepted: "a map of product to host[:port]; products: metrics, traces, logs, ... (docs/reference/PRODUCTS.md)",
-        effect: "What is dialled for a product in place of the intake's own address, for example a PrivateLink name. The certificate is \
-                 still verified for the intake name.",
+        accepted: "a map of product name (such as metrics, traces or logs) to host[:port]",
+        effect: "What is dialled for a product in place of the intake's own address, for example a \
+                 PrivateLink name. The certificate is still verified for the intake name.",
         who: "operators with PrivateLink",
         set: |draft, raw| {
             map(raw, |name| name.parse().map_err(Fault::wrong), endpoint)
@@ -375,8 +375,9 @@ pub static TABLE: &[Key] = &[
     Key {
         path: "upstream.pool_idle_timeout",
         accepted: "a duration from 1s to 1h",
-        effect: "How long an unused connection to the intake is kept. Shorter than what the intake's load balancer and any firewall on \
-                 the way allow, or requests fail on connections that are already gone.",
+        effect: "How long an unused connection to the intake is kept. Shorter than what the intake's load \
+                 balancer and any firewall on the way allow, or requests fail on connections that are \
+                 already gone.",
         who: NOBODY,
         set: |draft, raw| {
             duration(raw, ms(1_000)..=hours(1)).map(|value| draft.config.upstream.pool_idle_timeout = value)
@@ -387,7 +388,8 @@ pub static TABLE: &[Key] = &[
     Key {
         path: "limits.max_connections",
         accepted: "a number from 1 to 1000000",
-        effect: "Client connections held at once, all ports together. One more is answered 503 and closed; the Agent tries again.",
+        effect: "Client connections held at once, all ports together. One more is answered 503 and closed; \
+                 the Agent tries again.",
         set: |draft, raw| {
             integer(raw, 1..=1_000_000).map(|value| draft.config.limits.max_connections = value)
         },
@@ -429,7 +431,8 @@ pub static TABLE: &[Key] = &[
     Key {
         path: "limits.drain_timeout",
         accepted: "a duration from 0s to 1h",
-        effect: "How long a worker that stops waits for requests in flight. Keep it below the service manager's own limit.",
+        effect: "How long a worker that stops waits for requests in flight. Keep it below the service \
+                 manager's own limit.",
         set: |draft, raw| {
             duration(raw, Duration::ZERO..=hours(1)).map(|value| draft.config.limits.drain_timeout = value)
         },
@@ -439,7 +442,8 @@ pub static TABLE: &[Key] = &[
     Key {
         path: "status.address",
         accepted: "localhost (127.0.0.1 and ::1), or an IP address",
-        effect: "Where status page, metrics and health are bound. They are read without a password and in clear text.",
+        effect: "Where status page, metrics and health are bound. They are read without a password and in \
+                 clear text.",
         who: "operators whose metrics are collected over the network",
         set: |draft, raw| address(raw).map(|value| draft.config.status.address = value),
         get: |config| yaml_text(&config.status.address.to_string()),
@@ -466,7 +470,8 @@ pub static TABLE: &[Key] = &[
     Key {
         path: "worker.user",
         accepted: "a user name, not root",
-        effect: "The user that the worker becomes when the master is root. Everything from the network is parsed as this user.",
+        effect: "The user that the worker becomes when the master is root. Everything from the network is \
+                 parsed as this user.",
         who: NOBODY,
         set: |draft, raw| user(raw).map(|value| draft.config.worker.user = value),
         get: |config| yaml_text(&config.worker.user),
@@ -476,8 +481,8 @@ pub static TABLE: &[Key] = &[
         path: "worker.threads",
         accepted: "a number from 1 to 64",
         default_words: Some("2, or 1 on a single core"),
-        effect: "Data threads; each has its own listeners and its own connections to the intake. One thread carries more than an \
-                 ordinary Agent sends.",
+        effect: "Data threads; each has its own listeners and its own connections to the intake. One thread \
+                 carries more than an ordinary Agent sends.",
         who: NOBODY,
         set: |draft, raw| integer(raw, 1..=64).map(|value| draft.config.worker.threads = value),
         get: |config| config.worker.threads.to_string(),

@@ -1,5 +1,5 @@
-//! The platform against the tested operational environments of certificate #5314: a fact to print, never a reason to stop. On any
-//! other platform the certificate makes no statement, and the operator decides.
+//! The platform against the tested operational environments of certificate #5314: a fact to print, never a reason to
+//! stop. On any other platform the certificate makes no statement, and the operator decides.
 
 use std::fs;
 use std::path::Path;
@@ -13,8 +13,8 @@ pub struct Environment {
     pub os: String,
     /// Model of the first processor.
     pub cpu: String,
-    /// Whether the certificate was tested on this operating system with this processor: Amazon Linux 2023 on Intel Xeon Platinum
-    /// 8375C or AWS Graviton4 (security policy of #5314, table of tested operational environments).
+    /// Whether the certificate was tested on this operating system with this processor: Amazon Linux 2023 on Intel
+    /// Xeon Platinum 8375C or AWS Graviton4 (security policy of #5314, table of tested operational environments).
     pub tested: bool,
 }
 
@@ -44,8 +44,8 @@ pub(super) fn kernel_fips_enabled(root: &Path) -> bool {
 
 const GRAVITON4: &str = "AWS Graviton4";
 
-/// x86 says its model in words. Arm says numbers: implementer 0x41 (Arm), part 0xd4f (Neoverse V2, Arm's MIDR table) is a Graviton4
-/// when the machine is Amazon's.
+/// x86 says its model in words. Arm says numbers: implementer 0x41 (Arm), part 0xd4f (Neoverse V2, Arm's MIDR table)
+/// is a Graviton4 when the machine is Amazon's.
 fn cpu(cpuinfo: &str, vendor: &str) -> String {
     if let Some(model) = field(cpuinfo, "model name", ':') {
         return model.to_owned();
