@@ -19,6 +19,8 @@ use crate::tls::Negotiated;
 pub(in crate::relay) struct Recording {
     record: RequestRecord,
     started: Instant,
+    /// The outcome is known; else the end makes it `Ok` and a drop leaves it an abort.
+    decided: bool,
     told: bool,
     recorder: Arc<dyn Recorder>,
     exchange: Rc<Exchange>,
@@ -59,6 +61,7 @@ impl Recording {
         Self {
             record,
             started,
+            decided: false,
             told: false,
             recorder,
             exchange,
@@ -86,7 +89,7 @@ impl Recording {
         self.record.status = status.as_u16();
     }
 
-    /// What `finish` will tell, unless something is told before: an abort until then.
+    /// The request gets an answer of ours.
     pub(in crate::relay) fn set_answer(
         &mut self,
         status: http::StatusCode,
@@ -95,8 +98,8 @@ impl Recording {
     ) {
         self.set_status(status);
         self.record.error = error;
-        // Kept apart until the answer is on its way: a client that leaves first has aborted.
         self.record.outcome = outcome;
+        self.decided = true;
     }
 
     pub(in crate::relay) fn add_bytes_down(&mut self, bytes: u64) {
@@ -105,7 +108,7 @@ impl Recording {
 
     /// The end: the intake's answer is relayed, or our own was given.
     pub(in crate::relay) fn finish(&mut self) {
-        if self.record.outcome == Outcome::ClientAborted {
+        if !self.decided {
             self.record.outcome = Outcome::Ok;
         }
         self.tell();
