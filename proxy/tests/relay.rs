@@ -1,5 +1,11 @@
 //! The relay in process, on loopback, without privilege: raw TCP clients, a strict raw upstream, TLS replaced by
 //! nothing (`harness::Plain`). What needs a kernel or a certificate is tested elsewhere.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that panics has failed"
+)]
 
 #[path = "relay/corpus.rs"]
 mod corpus;

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use agent_fips_proxy::catalog::{Catalog, Product};
 use agent_fips_proxy::config::{
-    Config, Datapath, Explicit, HttpsPolicy, Intercept, Limits, ListenAddress, Log, LogFormat, OnFailure, Status,
-    TlsPolicy, Upstream as UpstreamConfig, Worker,
+    Config, Datapath, Explicit, HttpsPolicy, Intercept, Limits, ListenAddress, Log, LogFormat, OnFailure,
+    Status, TlsPolicy, Upstream as UpstreamConfig, Worker,
 };
 use agent_fips_proxy::relay::outcome::{ConnectionRecord, RequestRecord, Via};
 use agent_fips_proxy::relay::upstream::Socket;
@@ -35,7 +35,9 @@ impl Handshake for Plain {
     async fn connect(&self, name: &str, socket: Socket) -> Result<(Socket, Negotiated), HandshakeFailure> {
         self.names.lock().unwrap().push(name.to_owned());
         if self.fail {
-            return Err(HandshakeFailure { message: "certificate_expired".to_owned() });
+            return Err(HandshakeFailure {
+                message: "certificate_expired".to_owned(),
+            });
         }
         let negotiated = Negotiated {
             version: "TLSv1.3".to_owned(),
@@ -106,7 +108,10 @@ impl Proxy {
         };
         change(&mut setup);
         let dir = tempfile::tempdir().unwrap();
-        let sources = Sources { hosts: dir.path().join("hosts"), resolv_conf: dir.path().join("resolv.conf") };
+        let sources = Sources {
+            hosts: dir.path().join("hosts"),
+            resolv_conf: dir.path().join("resolv.conf"),
+        };
         std::fs::write(&sources.hosts, &setup.hosts).unwrap();
         let explicit = TcpListener::bind("127.0.0.1:0").unwrap();
         let intercept = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -116,7 +121,10 @@ impl Proxy {
         let (drain, drained) = watch::channel(false);
         let tls = setup.tls.clone();
         let thread = thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             let shared = Arc::new(Shared {
                 catalog: Arc::new(Catalog::new(&setup.config.site)),
                 slots: Arc::new(Slots::new(setup.config.limits.max_connections)),
@@ -127,8 +135,14 @@ impl Proxy {
                 origin: Arc::new(move |_| Ok(setup.original)),
             });
             let listeners = vec![
-                Listener { role: Role::Explicit(setup.product), socket: explicit },
-                Listener { role: Role::Intercept, socket: intercept },
+                Listener {
+                    role: Role::Explicit(setup.product),
+                    socket: explicit,
+                },
+                Listener {
+                    role: Role::Intercept,
+                    socket: intercept,
+                },
             ];
             let local = tokio::task::LocalSet::new();
             local.block_on(&runtime, serve(listeners, shared, drained));
@@ -206,8 +220,16 @@ pub fn hosts(ips: &[IpAddr]) -> String {
 pub fn config(upstream_port: u16) -> Config {
     Config {
         site: "ddog-gov.com".parse().unwrap(),
-        log: Log { level: "info".to_owned(), format: LogFormat::Text, access: false },
-        explicit: Explicit { enabled: true, local_address: ListenAddress::Localhost, port_range_start: 9803 },
+        log: Log {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+            access: false,
+        },
+        explicit: Explicit {
+            enabled: true,
+            local_address: ListenAddress::Localhost,
+            port_range_start: 9803,
+        },
         intercept: Intercept {
             enabled: true,
             requested: false,
@@ -235,8 +257,15 @@ pub fn config(upstream_port: u16) -> Config {
             max_header_bytes: 16 * 1024,
             drain_timeout: Duration::from_secs(5),
         },
-        status: Status { address: ListenAddress::Localhost, port: 0, socket: "/nonexistent".into() },
-        worker: Worker { user: "nobody".to_owned(), threads: 1 },
+        status: Status {
+            address: ListenAddress::Localhost,
+            port: 0,
+            socket: "/nonexistent".into(),
+        },
+        worker: Worker {
+            user: "nobody".to_owned(),
+            threads: 1,
+        },
     }
 }
 
@@ -251,13 +280,19 @@ pub struct Message {
 
 impl Message {
     pub fn status(&self) -> u16 {
-        self.head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
+        self.head
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .unwrap_or(0)
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().skip(1).filter_map(|line| line.split_once(':')).find_map(|(key, value)| {
-            key.eq_ignore_ascii_case(name).then(|| value.trim())
-        })
+        self.head
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_once(':'))
+            .find_map(|(key, value)| key.eq_ignore_ascii_case(name).then(|| value.trim()))
     }
 }
 
@@ -267,7 +302,11 @@ pub fn read_message(reader: &mut impl BufRead, head_only: bool) -> io::Result<Op
     loop {
         let mut line = Vec::new();
         if reader.read_until(b'\n', &mut line)? == 0 {
-            return if message.head.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            return if message.head.is_empty() {
+                Ok(None)
+            } else {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            };
         }
         if line == b"\r\n" {
             break;
@@ -276,7 +315,9 @@ pub fn read_message(reader: &mut impl BufRead, head_only: bool) -> io::Result<Op
         message.head.push_str(&String::from_utf8_lossy(&line));
     }
     let chunked = message.header("transfer-encoding") == Some("chunked");
-    let length = message.header("content-length").map(|length| length.parse::<usize>().unwrap());
+    let length = message
+        .header("content-length")
+        .map(|length| length.parse::<usize>().unwrap());
     assert!(!(chunked && length.is_some()), "two framings: {}", message.head);
     let response = message.head.starts_with("HTTP/");
     if head_only || (response && matches!(message.status(), 100..=199 | 204 | 304)) {
@@ -331,21 +372,28 @@ impl Client {
     }
 
     pub fn get(&mut self, path: &str) -> Message {
-        self.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")).response()
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+            .response()
     }
 
     pub fn post(&mut self, path: &str, body: &[u8]) -> Message {
-        let head =
-            format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
         self.send([head.as_bytes(), body].concat()).response()
     }
 
     pub fn response(&mut self) -> Message {
-        read_message(&mut self.reader, false).unwrap().expect("a response before the end")
+        read_message(&mut self.reader, false)
+            .unwrap()
+            .expect("a response before the end")
     }
 
     pub fn head_response(&mut self) -> Message {
-        read_message(&mut self.reader, true).unwrap().expect("a response before the end")
+        read_message(&mut self.reader, true)
+            .unwrap()
+            .expect("a response before the end")
     }
 
     /// Everything until the end; a reset counts as the end.
@@ -377,7 +425,12 @@ impl Upstream {
     pub fn start() -> Self {
         Self::with(|request, stream| {
             let body = request.body.len().to_string();
-            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            )
+            .unwrap();
             Then::Keep
         })
     }
@@ -420,7 +473,11 @@ impl Upstream {
                 thread::spawn(move || serve(stream, number));
             }
         });
-        Self { address, seen: Arc::default(), connections }
+        Self {
+            address,
+            seen: Arc::default(),
+            connections,
+        }
     }
 
     pub fn seen(&self) -> Vec<Message> {

@@ -31,7 +31,9 @@ fn plain_http_for_an_intake_is_terminated_and_goes_to_its_original_address() {
         setup.original = format!("[::ffff:127.0.0.1]:{}", 80).parse().unwrap();
     });
     let mut client = Client::connect(proxy.intercept);
-    client.send(format!("POST /api/v2/series HTTP/1.1\r\nHost: {INTAKE}.\r\nContent-Length: 2\r\n\r\nhi"));
+    client.send(format!(
+        "POST /api/v2/series HTTP/1.1\r\nHost: {INTAKE}.\r\nContent-Length: 2\r\n\r\nhi"
+    ));
     assert_eq!(client.response().body, b"2");
     assert_eq!(upstream.seen()[0].header("host"), Some(INTAKE));
     assert_eq!(*proxy.tls.names.lock().unwrap(), [INTAKE]);
@@ -43,7 +45,10 @@ fn plain_http_for_an_intake_is_terminated_and_goes_to_its_original_address() {
     assert_eq!(records[0].original_dst, Some("127.0.0.1:80".parse().unwrap()));
     drop(client);
     let record = &proxy.connections(1)[0];
-    assert_eq!((record.class, record.decision, record.name.as_deref()), (Some("http1"), "terminate", Some(INTAKE)));
+    assert_eq!(
+        (record.class, record.decision, record.name.as_deref()),
+        (Some("http1"), "terminate", Some(INTAKE))
+    );
 }
 
 #[test]
@@ -61,7 +66,9 @@ fn when_the_original_address_fails_the_name_is_resolved() {
 #[test]
 fn a_private_original_address_is_not_trusted_by_itself() {
     let upstream = Upstream::start();
-    let proxy = Proxy::with(upstream.address, |setup| setup.config.upstream.allow_private.clear());
+    let proxy = Proxy::with(upstream.address, |setup| {
+        setup.config.upstream.allow_private.clear()
+    });
     let mut client = Client::connect(proxy.intercept);
     client.send("GET / HTTP/1.1\r\nHost: trace.agent.ddog-gov.com\r\n\r\n");
     assert_eq!(client.response().status(), 503);
@@ -73,10 +80,16 @@ fn everything_else_is_tunnelled_byte_for_byte() {
     let echo = echo();
     let proxy = Proxy::with(echo.address, |setup| setup.config.upstream.allow_private.clear());
     for (class, bytes) in [
-        ("http1", &b"GET / HTTP/1.1\r\nhost:  example.org \r\nX-a:b\r\n\r\n"[..]),
+        (
+            "http1",
+            &b"GET / HTTP/1.1\r\nhost:  example.org \r\nX-a:b\r\n\r\n"[..],
+        ),
         ("http1", b"GET / HTTP/1.0\r\n\r\n"),
         ("tls", b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00"),
-        ("http2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"),
+        (
+            "http2",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+        ),
         ("opaque", b"\x00\x01\x02binary"),
         ("opaque", b"EHLO example.org\r\n"),
     ] {
@@ -89,8 +102,14 @@ fn everything_else_is_tunnelled_byte_for_byte() {
         client.send("more").stream.shutdown(Shutdown::Write).unwrap();
         assert_eq!(client.rest(), b"moreBYE", "{class}: half-close passes");
         let record = proxy.connections(count + 1).pop().unwrap();
-        assert_eq!((record.class, record.decision, record.outcome), (Some(class), "tunnel", Outcome::Ok));
-        assert_eq!((record.bytes_up, record.bytes_down), (bytes.len() as u64 + 4, bytes.len() as u64 + 7));
+        assert_eq!(
+            (record.class, record.decision, record.outcome),
+            (Some(class), "tunnel", Outcome::Ok)
+        );
+        assert_eq!(
+            (record.bytes_up, record.bytes_down),
+            (bytes.len() as u64 + 4, bytes.len() as u64 + 7)
+        );
     }
     assert!(proxy.records.requests.lock().unwrap().is_empty());
 }
@@ -112,6 +131,7 @@ fn a_server_that_speaks_first_is_heard() {
     assert!(since.elapsed() < Duration::from_secs(2));
     client.send("QUIT\n");
     assert_eq!(client.rest(), b"QUIT\n");
+    drop(client);
     assert_eq!(proxy.connections(1)[0].class, Some("silent"));
 }
 
@@ -126,7 +146,9 @@ fn a_client_that_waits_before_it_speaks_is_still_terminated() {
     });
     let mut client = Client::connect(proxy.intercept);
     std::thread::sleep(Duration::from_millis(900));
-    client.send(format!("GET / HTTP/1.1\r\nHost: {INTAKE}\r\nDD-API-KEY: k\r\n\r\n"));
+    client.send(format!(
+        "GET / HTTP/1.1\r\nHost: {INTAKE}\r\nDD-API-KEY: k\r\n\r\n"
+    ));
     assert_eq!(client.response().status(), 200);
     assert_eq!(upstream.seen().len(), 1);
 }
@@ -146,14 +168,21 @@ fn malformed_http_is_refused_and_reaches_nobody() {
         assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
     }
     assert_eq!(echo.connections(), 0);
-    assert!(proxy.connections(4).iter().all(|record| record.outcome == Outcome::BadRequest && record.decision == "refuse"));
+    assert!(
+        proxy
+            .connections(4)
+            .iter()
+            .all(|record| record.outcome == Outcome::BadRequest && record.decision == "refuse")
+    );
 }
 
 #[test]
 fn a_connection_to_ourselves_is_closed_without_a_byte() {
     let upstream = Upstream::on(Ipv4Addr::LOCALHOST, 0, |_, _| {});
     // Its own local address as original destination: a process that connected to the listener by itself.
-    let proxy = Proxy::with(upstream.address, |setup| setup.original = "0.0.0.0:80".parse().unwrap());
+    let proxy = Proxy::with(upstream.address, |setup| {
+        setup.original = "0.0.0.0:80".parse().unwrap()
+    });
     let mut client = Client::connect(proxy.intercept);
     client.send("GET / HTTP/1.1\r\nHost: app.ddog-gov.com\r\n\r\n");
     assert_eq!(client.rest(), b"");

@@ -17,7 +17,9 @@ fn gated() -> (Upstream, Arc<AtomicBool>) {
         while !open.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(2));
         }
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            .unwrap();
         Then::Keep
     });
     (upstream, gate)
@@ -36,30 +38,47 @@ fn draining_finishes_requests_and_refuses_connections() {
     std::thread::sleep(Duration::from_millis(50));
     proxy.drain();
     assert_eq!(idle.rest(), b"", "an idle connection is closed");
-    eventually(|| std::net::TcpStream::connect(proxy.explicit).is_err().then_some(()));
+    eventually(|| {
+        std::net::TcpStream::connect(proxy.explicit)
+            .is_err()
+            .then_some(())
+    });
     gate.store(true, Ordering::SeqCst);
     for client in [&mut busy, partial.send("st: localhost\r\n\r\n")] {
         let response = client.response();
-        assert_eq!((response.status(), response.header("connection")), (200, Some("close")));
+        assert_eq!(
+            (response.status(), response.header("connection")),
+            (200, Some("close"))
+        );
         assert_eq!(client.rest(), b"");
     }
     drop((busy, idle, partial));
-    assert!(proxy.join() < Duration::from_secs(4), "it returns when all is done, before the time is over");
+    assert!(
+        proxy.join() < Duration::from_secs(4),
+        "it returns when all is done, before the time is over"
+    );
     let connections = proxy.connections(3);
-    assert!(connections.iter().all(|record| record.outcome == Outcome::Ok), "{connections:?}");
+    assert!(
+        connections.iter().all(|record| record.outcome == Outcome::Ok),
+        "{connections:?}"
+    );
 }
 
 #[test]
 fn what_does_not_finish_is_cut_after_the_drain_time_out() {
     let (upstream, _gate) = gated();
-    let mut proxy =
-        Proxy::with(upstream.address, |setup| setup.config.limits.drain_timeout = Duration::from_millis(200));
+    let mut proxy = Proxy::with(upstream.address, |setup| {
+        setup.config.limits.drain_timeout = Duration::from_millis(200)
+    });
     let mut client = proxy.client();
     client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
     eventually(|| (upstream.seen().len() == 1).then_some(()));
     proxy.drain();
     let took = proxy.join();
-    assert!(took >= Duration::from_millis(150) && took < Duration::from_secs(3), "{took:?}");
+    assert!(
+        took >= Duration::from_millis(150) && took < Duration::from_secs(3),
+        "{took:?}"
+    );
     assert_eq!(proxy.requests(1)[0].outcome, Outcome::ClientAborted);
 }
 
@@ -73,13 +92,22 @@ fn over_the_limit_is_503_and_a_freed_slot_serves_again() {
     }
     let mut third = proxy.client();
     let response = third.response();
-    assert_eq!((response.status(), response.header("retry-after")), (503, Some("1")));
+    assert_eq!(
+        (response.status(), response.header("retry-after")),
+        (503, Some("1"))
+    );
     assert_eq!(third.rest(), b"");
     drop(held);
     proxy.connections(3);
     assert_eq!(proxy.client().get("/").status(), 200);
     let connections = proxy.connections(4);
-    assert_eq!(connections.iter().filter(|record| record.outcome == Outcome::Overloaded).count(), 1);
+    assert_eq!(
+        connections
+            .iter()
+            .filter(|record| record.outcome == Outcome::Overloaded)
+            .count(),
+        1
+    );
 }
 
 #[test]
@@ -97,15 +125,24 @@ fn slow_heads_bodies_and_idle_clients_have_their_limits() {
     };
     let (answer, took) = timed("GET / HTTP/1.1\r\nHo");
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
-    assert!(took >= Duration::from_millis(150) && took < Duration::from_millis(550), "{took:?}");
+    assert!(
+        took >= Duration::from_millis(150) && took < Duration::from_millis(550),
+        "{took:?}"
+    );
 
     let (answer, took) = timed("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhe");
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
-    assert!(took >= Duration::from_millis(550) && took < Duration::from_secs(3), "{took:?}");
+    assert!(
+        took >= Duration::from_millis(550) && took < Duration::from_secs(3),
+        "{took:?}"
+    );
 
     let (answer, took) = timed("");
     assert_eq!(answer, "");
-    assert!(took >= Duration::from_millis(550) && took < Duration::from_secs(3), "{took:?}");
+    assert!(
+        took >= Duration::from_millis(550) && took < Duration::from_secs(3),
+        "{took:?}"
+    );
 
     // Between two requests as before the first.
     let mut client = proxy.client();
@@ -113,7 +150,10 @@ fn slow_heads_bodies_and_idle_clients_have_their_limits() {
     let since = Instant::now();
     assert_eq!(client.rest(), b"");
     let took = since.elapsed();
-    assert!(took >= Duration::from_millis(550) && took < Duration::from_secs(3), "{took:?}");
+    assert!(
+        took >= Duration::from_millis(550) && took < Duration::from_secs(3),
+        "{took:?}"
+    );
 
     // Byte by byte within the limit in all is fine.
     let mut client = proxy.client();
@@ -122,18 +162,26 @@ fn slow_heads_bodies_and_idle_clients_have_their_limits() {
         std::thread::sleep(Duration::from_millis(2));
     }
     assert_eq!(client.response().status(), 200);
-    assert!(upstream.seen().iter().all(|request| request.head.starts_with("GET / ")));
+    assert!(
+        upstream
+            .seen()
+            .iter()
+            .all(|request| request.head.starts_with("GET / "))
+    );
 }
 
 #[test]
 fn a_client_that_does_not_read_its_answer_is_dropped() {
     let upstream = Upstream::with(|_, stream| {
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n").unwrap();
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
+            .unwrap();
         while stream.write_all(&[0; 65536]).is_ok() {}
         Then::Close
     });
-    let proxy =
-        Proxy::with(upstream.address, |setup| setup.config.limits.idle_timeout = Duration::from_millis(300));
+    let proxy = Proxy::with(upstream.address, |setup| {
+        setup.config.limits.idle_timeout = Duration::from_millis(300)
+    });
     let mut client = proxy.client();
     client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
     // Not reading: the record comes because the proxy gave up, not because the client left.
@@ -145,7 +193,12 @@ fn pipelined_requests_are_answered_in_order_and_each_is_recorded_once() {
     let upstream = Upstream::start();
     let proxy = Proxy::start(upstream.address);
     let mut client = Client::connect(proxy.explicit);
-    let request = |n: usize| format!("POST /{n} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {n}\r\n\r\n{}", "x".repeat(n));
+    let request = |n: usize| {
+        format!(
+            "POST /{n} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {n}\r\n\r\n{}",
+            "x".repeat(n)
+        )
+    };
     client.send((0..20).map(request).collect::<String>());
     for n in 0..20 {
         assert_eq!(client.response().body, n.to_string().into_bytes());
@@ -154,9 +207,15 @@ fn pipelined_requests_are_answered_in_order_and_each_is_recorded_once() {
     let records = proxy.requests(20);
     assert_eq!(records.len(), 20);
     for (n, record) in records.iter().enumerate() {
-        assert_eq!((record.path.as_str(), record.bytes_up), (format!("/{n}").as_str(), n as u64));
+        assert_eq!(
+            (record.path.as_str(), record.bytes_up),
+            (format!("/{n}").as_str(), n as u64)
+        );
     }
     let connections = proxy.connections(1);
-    assert_eq!((connections[0].requests, connections[0].outcome), (20, Outcome::Ok));
+    assert_eq!(
+        (connections[0].requests, connections[0].outcome),
+        (20, Outcome::Ok)
+    );
     assert_eq!(proxy.records.opened.load(Ordering::Relaxed), 1);
 }

@@ -34,12 +34,18 @@ impl MakeWriter<'_> for Log {
 #[test]
 fn no_key_is_ever_told() {
     let log = Log::default();
-    let subscriber = tracing_subscriber::fmt().with_env_filter("trace").with_writer(log.clone()).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter("trace")
+        .with_writer(log.clone())
+        .finish();
     // The only test of this binary that sets it; the proxies of others only add lines.
     tracing::subscriber::set_global_default(subscriber).unwrap();
 
     let upstream = Upstream::start();
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let proxies = [
         Proxy::start(upstream.address),
         Proxy::start(dead),
@@ -60,15 +66,32 @@ fn no_key_is_ever_told() {
             let mut client = Client::connect(proxy.explicit);
             client.send(format!("{line}{secret_head}Connection: close\r\n\r\n{CANARY}"));
             let answer = String::from_utf8_lossy(&client.rest()).into_owned();
-            assert!(answer.starts_with("HTTP/1.1 ") && !answer.contains(CANARY), "{answer}");
+            assert!(
+                answer.starts_with("HTTP/1.1 ") && !answer.contains(CANARY),
+                "{answer}"
+            );
             sent += 1;
         }
-        let records = format!("{:?} {:?}", proxy.requests(4), proxy.connections(5));
+        for host in [
+            format!("{CANARY}@app.ddog-gov.com"),
+            format!("{CANARY}.example.org"),
+        ] {
+            let mut client = Client::connect(proxy.intercept);
+            client.send(format!(
+                "GET /{CANARY} HTTP/1.1\r\nHost: {host}\r\n{secret_head}\r\n"
+            ));
+            client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+            client.rest();
+        }
+        let records = format!("{:?} {:?}", proxy.requests(4), proxy.connections(7));
         assert!(!records.contains(CANARY), "{records}");
         assert!(records.contains("/v1/input/[redacted]"));
     }
     assert_eq!(sent, 15);
     let log = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
     assert!(log.contains("request failed"), "the log was captured");
-    assert!(!log.contains(CANARY) && !log.to_ascii_lowercase().contains("bearer"), "a key is in the log");
+    assert!(
+        !log.contains(CANARY) && !log.to_ascii_lowercase().contains("bearer"),
+        "a key is in the log"
+    );
 }

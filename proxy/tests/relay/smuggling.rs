@@ -23,14 +23,34 @@ fn every_refused_request_is_answered_closed_and_never_forwarded() {
     for (name, bytes, expected) in REFUSED {
         // A complete request behind it must not be served either: the connection is closed.
         let mut client = proxy.client();
-        client.send([bytes, b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n".as_slice()].concat());
+        client.send(
+            [
+                bytes,
+                b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n".as_slice(),
+            ]
+            .concat(),
+        );
         let answer = client.rest();
-        assert_eq!(status_of(&answer), *expected, "{name}: {}", String::from_utf8_lossy(&answer));
+        assert_eq!(
+            status_of(&answer),
+            *expected,
+            "{name}: {}",
+            String::from_utf8_lossy(&answer)
+        );
         let text = String::from_utf8_lossy(&answer).to_ascii_lowercase();
-        assert_eq!(text.matches("x-agent-fips-proxy-error").count(), 1, "{name}: {text}");
+        assert_eq!(
+            text.matches("x-agent-fips-proxy-error").count(),
+            1,
+            "{name}: {text}"
+        );
     }
     assert!(REFUSED.len() >= 40);
-    assert_eq!(upstream.connections(), 0, "something reached the upstream: {:?}", upstream.seen());
+    assert_eq!(
+        upstream.connections(),
+        0,
+        "something reached the upstream: {:?}",
+        upstream.seen()
+    );
 }
 
 #[test]
@@ -40,7 +60,11 @@ fn they_are_refused_just_as_well_behind_a_good_request_and_byte_by_byte() {
     for (name, bytes, expected) in REFUSED.iter().step_by(3) {
         let mut client = proxy.client();
         client.send([b"GET /good HTTP/1.1\r\nHost: localhost\r\n\r\n".as_slice(), bytes].concat());
-        assert_eq!(client.response().status(), 200, "{name}: the request before it was cut off");
+        assert_eq!(
+            client.response().status(),
+            200,
+            "{name}: the request before it was cut off"
+        );
         assert_eq!(status_of(&client.rest()), *expected, "{name}");
 
         let mut client = proxy.client();
@@ -52,7 +76,12 @@ fn they_are_refused_just_as_well_behind_a_good_request_and_byte_by_byte() {
         }
         assert_eq!(status_of(&client.rest()), *expected, "{name}, byte by byte");
     }
-    assert!(upstream.seen().iter().all(|request| request.head.starts_with("GET /good ")));
+    assert!(
+        upstream
+            .seen()
+            .iter()
+            .all(|request| request.head.starts_with("GET /good "))
+    );
 }
 
 #[test]
@@ -65,9 +94,16 @@ fn a_broken_body_aborts_the_upstream_request() {
         client.send([head.as_slice(), body].concat());
         assert_eq!(status_of(&client.rest()), 400, "{name}");
     }
-    assert!(upstream.seen().is_empty(), "completed upstream: {:?}", upstream.seen());
+    assert!(
+        upstream.seen().is_empty(),
+        "completed upstream: {:?}",
+        upstream.seen()
+    );
     let records = proxy.requests(BROKEN_BODIES.len());
-    assert!(records.iter().all(|record| record.outcome == Outcome::BadRequest), "{records:?}");
+    assert!(
+        records.iter().all(|record| record.outcome == Outcome::BadRequest),
+        "{records:?}"
+    );
 }
 
 #[test]
@@ -75,10 +111,16 @@ fn huge_heads_are_refused() {
     let upstream = Upstream::start();
     let proxy = Proxy::start(upstream.address);
     let mut client = proxy.client();
-    client.send(format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "a".repeat(20_000)));
+    client.send(format!(
+        "GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n",
+        "a".repeat(20_000)
+    ));
     assert_eq!(status_of(&client.rest()), 400);
     let mut client = proxy.client();
-    client.send(format!("GET / HTTP/1.1\r\nHost: localhost\r\n{}\r\n", "A: b\r\n".repeat(101)));
+    client.send(format!(
+        "GET / HTTP/1.1\r\nHost: localhost\r\n{}\r\n",
+        "A: b\r\n".repeat(101)
+    ));
     assert_eq!(status_of(&client.rest()), 400);
     assert_eq!(upstream.connections(), 0);
 }

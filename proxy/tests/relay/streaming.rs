@@ -33,7 +33,12 @@ fn large_bodies_pass_both_ways_with_length_and_chunked() {
             write!(stream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
             stream.write_all(&chunked(&request.body, 60_000)).unwrap();
         } else {
-            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", request.body.len()).unwrap();
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n",
+                request.body.len()
+            )
+            .unwrap();
             stream.write_all(&request.body).unwrap();
         }
         Then::Keep
@@ -54,13 +59,18 @@ fn large_bodies_pass_both_ways_with_length_and_chunked() {
     assert_eq!(seen[1].header("transfer-encoding"), Some("chunked"));
     assert_eq!(upstream.connections(), 1, "the connection is used again");
     let record = &proxy.requests(4)[0];
-    assert_eq!((record.bytes_up, record.bytes_down, record.status), (5_000_000, 5_000_000, 200));
+    assert_eq!(
+        (record.bytes_up, record.bytes_down, record.status),
+        (5_000_000, 5_000_000, 200)
+    );
 }
 
 #[test]
 fn a_slow_reader_bounds_what_we_take_from_the_client() {
     let upstream = Upstream::raw(|_stream, _| std::thread::sleep(Duration::from_secs(20)));
-    let proxy = Proxy::with(upstream.address, |setup| setup.config.limits.drain_timeout = Duration::ZERO);
+    let proxy = Proxy::with(upstream.address, |setup| {
+        setup.config.limits.drain_timeout = Duration::ZERO
+    });
     let mut client = proxy.client();
     client.send("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n");
     client.stream.set_nonblocking(true).unwrap();
@@ -76,7 +86,10 @@ fn a_slow_reader_bounds_what_we_take_from_the_client() {
         }
     }
     // Kernel buffers of four sockets (up to 4 MiB receive, 4 MiB send each way on this kernel) and ours.
-    assert!(taken < 24 * 1024 * 1024, "{taken} bytes were taken although nobody reads them");
+    assert!(
+        taken < 24 * 1024 * 1024,
+        "{taken} bytes were taken although nobody reads them"
+    );
 }
 
 #[test]
@@ -104,19 +117,47 @@ fn headers_pass_byte_for_byte_but_for_one_hop() {
         client.stream.read_exact(&mut byte).unwrap();
         raw.push(byte[0]);
     }
-    let raw = raw.iter().map(|&b| b as char).collect::<String>().to_ascii_lowercase();
-    for line in ["date: thu, 01 jan 1970 00:00:00 gmt", "content-encoding: zstd1", "x-odd: a  b\u{e4}", "x-two: 1", "x-two: 2"] {
-        assert!(raw.contains(&format!("\r\n{line}\r\n")), "{line} is missing in {raw}");
+    let raw = raw
+        .iter()
+        .map(|&b| b as char)
+        .collect::<String>()
+        .to_ascii_lowercase();
+    for line in [
+        "date: thu, 01 jan 1970 00:00:00 gmt",
+        "content-encoding: zstd1",
+        "x-odd: a  b\u{e4}",
+        "x-two: 1",
+        "x-two: 2",
+    ] {
+        assert!(
+            raw.contains(&format!("\r\n{line}\r\n")),
+            "{line} is missing in {raw}"
+        );
     }
     assert!(!raw.contains("x-hop") && !raw.contains("keep-alive"), "{raw}");
 
     let seen = upstream.seen();
-    assert!(seen[0].head.starts_with("POST /api/v2/series?a=%20b&c HTTP/1.1\r\n"), "{}", seen[0].head);
+    assert!(
+        seen[0]
+            .head
+            .starts_with("POST /api/v2/series?a=%20b&c HTTP/1.1\r\n"),
+        "{}",
+        seen[0].head
+    );
     assert_eq!(seen[0].header("host"), Some("metrics.agent.ddog-gov.com"));
     assert_eq!(seen[0].header("dd-api-key"), Some("0123"));
     assert_eq!(seen[0].header("content-encoding"), Some("zstd1"));
     assert_eq!(seen[0].head.to_ascii_lowercase().matches("x-two:").count(), 2);
-    for gone in ["connection", "x-hop", "keep-alive", "proxy-authorization", "te", "via", "forwarded", "x-forwarded-for"] {
+    for gone in [
+        "connection",
+        "x-hop",
+        "keep-alive",
+        "proxy-authorization",
+        "te",
+        "via",
+        "forwarded",
+        "x-forwarded-for",
+    ] {
         assert_eq!(seen[0].header(gone), None, "{gone}");
     }
 }
@@ -135,7 +176,9 @@ fn head_204_304_and_interim_responses_keep_the_connection_in_step() {
         let answer: &[u8] = match request.head.split(' ').nth(1).unwrap() {
             "/204" => b"HTTP/1.1 204 No Content\r\n\r\n",
             "/304" => b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n",
-            "/1xx" => b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+            "/1xx" => {
+                b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+            }
             _ => b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
         };
         stream.write_all(answer).unwrap();
@@ -150,7 +193,12 @@ fn head_204_304_and_interim_responses_keep_the_connection_in_step() {
     assert_eq!(client.get("/304").status(), 304);
     let after = client.get("/1xx");
     assert_eq!((after.status(), after.body), (200, b"ok".to_vec()));
-    assert!(proxy.requests(4).iter().all(|record| record.outcome == Outcome::Ok));
+    assert!(
+        proxy
+            .requests(4)
+            .iter()
+            .all(|record| record.outcome == Outcome::Ok)
+    );
     // The metrics port sends flares elsewhere; see Catalog::route.
     assert_eq!(upstream.seen()[0].header("host"), Some("flare.ddog-gov.com"));
 }
@@ -189,14 +237,18 @@ fn an_early_answer_reaches_the_client_while_it_still_sends() {
     let upstream = Upstream::raw(|mut stream, _| {
         let mut some = [0_u8; 1024];
         let _ = stream.read(&mut some).unwrap();
-        stream.write_all(b"HTTP/1.1 413 Payload Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig").unwrap();
+        stream
+            .write_all(b"HTTP/1.1 413 Payload Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig")
+            .unwrap();
         // A well-behaved server reads on for a moment.
         let mut sink = vec![0; 64 * 1024];
         while stream.read(&mut sink).is_ok_and(|len| len > 0) {}
     });
     let proxy = Proxy::start(upstream.address);
     let mut client = proxy.client();
-    client.send("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n").send(vec![0; 50_000]);
+    client
+        .send("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
+        .send(vec![0; 50_000]);
     let response = client.response();
     assert_eq!((response.status(), response.body), (413, b"big".to_vec()));
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -27,40 +28,45 @@ pub(in crate::relay) struct Recording {
     upload: Upload,
 }
 
+/// The record of a request of which only the head is known.
+pub(in crate::relay) fn begun(
+    via: Via,
+    client: SocketAddr,
+    original_dst: Option<SocketAddr>,
+    method: http::Method,
+    path: String,
+) -> RequestRecord {
+    RequestRecord {
+        product: None,
+        via,
+        client,
+        original_dst,
+        method,
+        path,
+        upstream_name: None,
+        upstream_addr: None,
+        tls: None,
+        upstream_http: None,
+        status: 0,
+        outcome: Outcome::ClientAborted,
+        bytes_up: 0,
+        bytes_down: 0,
+        duration: Duration::ZERO,
+        retries: 0,
+        error: None,
+    }
+}
+
 impl Recording {
     pub(in crate::relay) fn new(
-        via: Via,
-        client: SocketAddr,
-        original_dst: Option<SocketAddr>,
-        method: http::Method,
-        path: String,
+        record: RequestRecord,
         recorder: Arc<dyn Recorder>,
         exchange: Rc<Exchange>,
         upload: Upload,
     ) -> Self {
-        let started = Instant::now();
-        let record = RequestRecord {
-            product: None,
-            via,
-            client,
-            original_dst,
-            method,
-            path,
-            upstream_name: None,
-            upstream_addr: None,
-            tls: None,
-            upstream_http: None,
-            status: 0,
-            outcome: Outcome::ClientAborted,
-            bytes_up: 0,
-            bytes_down: 0,
-            duration: std::time::Duration::ZERO,
-            retries: 0,
-            error: None,
-        };
         Self {
             record,
-            started,
+            started: Instant::now(),
             decided: false,
             told: false,
             recorder,
