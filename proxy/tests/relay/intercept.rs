@@ -67,7 +67,7 @@ fn when_the_original_address_fails_the_name_is_resolved() {
 fn a_private_original_address_is_not_trusted_by_itself() {
     let upstream = Upstream::start();
     let proxy = Proxy::with(upstream.address, |setup| {
-        setup.config.upstream.allow_private.clear()
+        setup.config.upstream.allow_private.clear();
     });
     let mut client = Client::connect(proxy.intercept);
     client.send("GET / HTTP/1.1\r\nHost: trace.agent.ddog-gov.com\r\n\r\n");
@@ -181,7 +181,7 @@ fn a_connection_to_ourselves_is_closed_without_a_byte() {
     let upstream = Upstream::on(Ipv4Addr::LOCALHOST, 0, |_, _| {});
     // Its own local address as original destination: a process that connected to the listener by itself.
     let proxy = Proxy::with(upstream.address, |setup| {
-        setup.original = "0.0.0.0:80".parse().unwrap()
+        setup.original = "0.0.0.0:80".parse().unwrap();
     });
     let mut client = Client::connect(proxy.intercept);
     client.send("GET / HTTP/1.1\r\nHost: app.ddog-gov.com\r\n\r\n");

@@ -68,7 +68,7 @@ fn draining_finishes_requests_and_refuses_connections() {
 fn what_does_not_finish_is_cut_after_the_drain_time_out() {
     let (upstream, _gate) = gated();
     let mut proxy = Proxy::with(upstream.address, |setup| {
-        setup.config.limits.drain_timeout = Duration::from_millis(200)
+        setup.config.limits.drain_timeout = Duration::from_millis(200);
     });
     let mut client = proxy.client();
     client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -180,7 +180,7 @@ fn a_client_that_does_not_read_its_answer_is_dropped() {
         Then::Close
     });
     let proxy = Proxy::with(upstream.address, |setup| {
-        setup.config.limits.idle_timeout = Duration::from_millis(300)
+        setup.config.limits.idle_timeout = Duration::from_millis(300);
     });
     let mut client = proxy.client();
     client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");

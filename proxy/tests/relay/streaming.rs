@@ -12,7 +12,7 @@ use crate::harness::{Proxy, Then, Upstream, read_message};
 
 /// Bytes that repeat late, so that a lost or doubled piece shows.
 fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|n| (n / 251 + n) as u8).collect()
+    (0..len).map(|n| ((n / 251 + n) % 256).try_into().unwrap()).collect()
 }
 
 fn chunked(body: &[u8], size: usize) -> Vec<u8> {
@@ -69,7 +69,7 @@ fn large_bodies_pass_both_ways_with_length_and_chunked() {
 fn a_slow_reader_bounds_what_we_take_from_the_client() {
     let upstream = Upstream::raw(|_stream, _| std::thread::sleep(Duration::from_secs(20)));
     let proxy = Proxy::with(upstream.address, |setup| {
-        setup.config.limits.drain_timeout = Duration::ZERO
+        setup.config.limits.drain_timeout = Duration::ZERO;
     });
     let mut client = proxy.client();
     client.send("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n");

@@ -129,7 +129,7 @@ fn the_next_address_is_tried_and_a_broken_one_is_no_error() {
     let upstream = Upstream::start();
     let dead = [127, 0, 0, 3].into();
     let proxy = Proxy::with(upstream.address, |setup| {
-        setup.hosts = hosts(&[dead, upstream.address.ip()])
+        setup.hosts = hosts(&[dead, upstream.address.ip()]);
     });
     assert_eq!(proxy.client().get("/").status(), 200);
     let record = &proxy.requests(1)[0];
@@ -181,7 +181,7 @@ fn a_listener_of_ours_is_never_an_upstream() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     drop(listener);
     let proxy = Proxy::with(upstream.address, |setup| {
-        setup.hosts = hosts(&["0.0.0.0".parse().unwrap()])
+        setup.hosts = hosts(&["0.0.0.0".parse().unwrap()]);
     });
     assert_eq!(proxy.client().get("/").status(), 503);
 }
@@ -194,7 +194,7 @@ fn a_silent_intake_times_out_and_a_slow_upload_does_not() {
     });
     let limit = Duration::from_millis(300);
     let proxy = Proxy::with(upstream.address, |setup| {
-        setup.config.upstream.response_timeout = limit
+        setup.config.upstream.response_timeout = limit;
     });
     let mut client = proxy.client();
     client.send("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n");
