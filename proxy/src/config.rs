@@ -1,4 +1,8 @@
 //! What we were told to do: the final, typed configuration. Files below turn file, environment and flags into it.
+//!
+//! [`load`] puts the layers together (flags over environment over file over defaults), [`keys`] is the one table of
+//! settings that parsing, `config show`, the default file and the reference page are made from, [`Reloader`] reads
+//! again while running.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +14,21 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Product, Site};
+
+mod check;
+mod environment;
+mod error;
+pub mod keys;
+mod load;
+mod print;
+mod reload;
+mod value;
+mod yaml;
+
+pub use error::{ConfigError, ConfigErrors, Source};
+pub use load::{Inputs, Loaded, Paths, Setting, load};
+pub use print::{default_file, reference, show};
+pub use reload::Reloader;
 
 /// The whole configuration, valid by construction. The master sends it to the worker as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,0 +1,223 @@
+//! Readers and printers of values that only one or two keys have.
+
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+use crate::catalog;
+use crate::config::value::{Fault, Raw, network, text};
+use crate::config::{Endpoint, ListenAddress};
+
+/// A level, or `tracing` directives. A lone word that is no level is a typing error, although `tracing` would take it
+/// for the name of a module.
+pub(super) fn level(raw: &Raw) -> Result<String, Fault> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let text = text(raw)?;
+    let sound = text
+        .split(',')
+        .all(|part| LEVELS.contains(&part) || part.contains('='))
+        && EnvFilter::try_new(text).is_ok();
+    if sound {
+        Ok(text.to_owned())
+    } else {
+        Err(Fault::wrong(format!(
+            "`{text}` is neither a level nor a list of directives"
+        )))
+    }
+}
+
+pub(super) fn address(raw: &Raw) -> Result<ListenAddress, Fault> {
+    ListenAddress::try_from(text(raw)?.to_owned()).map_err(Fault::wrong)
+}
+
+/// A cgroup path as the kernel writes it, with `*` and `?`.
+pub(super) fn cgroup(raw: &Raw) -> Result<String, Fault> {
+    let text = text(raw)?;
+    let sound = text.strip_prefix('/').is_some_and(|rest| {
+        !rest.is_empty()
+            && rest
+                .split('/')
+                .all(|part| !part.is_empty() && part != "." && part != "..")
+    });
+    if sound {
+        Ok(text.to_owned())
+    } else {
+        Err(Fault::wrong(format!(
+            "`{text}` is not a path below the root of cgroup2"
+        )))
+    }
+}
+
+/// Not so wide that it takes the protection away: 0.0.0.0/0 would allow every metadata service and every neighbour.
+pub(super) fn private_network(raw: &Raw) -> Result<IpNet, Fault> {
+    let network = network(raw)?;
+    let least = if network.addr().is_ipv4() { 8 } else { 7 };
+    if network.prefix_len() < least {
+        return Err(Fault::wrong(format!(
+            "`{network}` is too wide: name the networks that are really dialled"
+        )));
+    }
+    Ok(network)
+}
+
+/// `host`, `host:port`, `192.0.2.1:443`, `[2001:db8::1]:443`, `2001:db8::1`.
+pub(super) fn endpoint(raw: &Raw) -> Result<Endpoint, Fault> {
+    let text = text(raw)?;
+    let wrong = || Fault::wrong(format!("`{text}` is not host[:port]"));
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(']').ok_or_else(wrong)?;
+            host.parse::<std::net::Ipv6Addr>().map_err(|_| wrong())?;
+            (
+                host,
+                if rest.is_empty() {
+                    None
+                } else {
+                    Some(rest.strip_prefix(':').ok_or_else(wrong)?)
+                },
+            )
+        }
+        None if text.parse::<IpAddr>().is_ok() => (text, None),
+        None => match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        },
+    };
+    let host = catalog::normalise(host);
+    if host.parse::<IpAddr>().is_err() && !catalog::is_dns_name(&host) {
+        return Err(wrong());
+    }
+    let port = port
+        .map(|port| port.parse().ok().filter(|port: &u16| *port > 0).ok_or_else(wrong))
+        .transpose()?;
+    Ok(Endpoint { host, port })
+}
+
+/// An absolute path: a service has no useful working directory.
+pub(super) fn path(raw: &Raw) -> Result<PathBuf, Fault> {
+    let path = PathBuf::from(text(raw)?);
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(Fault::wrong(format!(
+        "`{}` is not an absolute path",
+        path.display()
+    )))
+}
+
+/// The address of a Unix socket has room for 107 bytes and a NUL (unix(7)).
+pub(super) fn socket(raw: &Raw) -> Result<PathBuf, Fault> {
+    let path = path(raw)?;
+    if path.as_os_str().len() <= 107 {
+        return Ok(path);
+    }
+    Err(Fault::wrong(format!(
+        "`{}` is longer than 107 bytes",
+        path.display()
+    )))
+}
+
+/// A user name as useradd(8) takes it; not root, because the worker parses what comes from the network.
+pub(super) fn user(raw: &Raw) -> Result<String, Fault> {
+    let text = text(raw)?;
+    let sound = text.len() <= 32
+        && text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+        && text
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-');
+    if text == "root" {
+        return Err(Fault::wrong("the worker must not be root"));
+    }
+    if sound {
+        Ok(text.to_owned())
+    } else {
+        Err(Fault::wrong(format!("`{text}` is not a user name")))
+    }
+}
+
+/// A Kubernetes equality selector: `key=value[,key=value]`.
+pub(super) fn selector(raw: &Raw) -> Result<String, Fault> {
+    let text = text(raw)?;
+    let sound = text.split(',').all(|part| {
+        part.split_once('=').is_some_and(|(key, value)| {
+            let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            !key.is_empty() && key.chars().all(|c| name(c) || c == '/') && value.chars().all(name)
+        })
+    });
+    if sound {
+        Ok(text.to_owned())
+    } else {
+        Err(Fault::wrong(format!("`{text}` is not a label selector")))
+    }
+}
+
+/// A network interface (at most 15 bytes: IFNAMSIZ), or the beginning of some with `*` at the end.
+pub(super) fn interface(raw: &Raw) -> Result<String, Fault> {
+    let text = text(raw)?;
+    let name = text.strip_suffix('*').unwrap_or(text);
+    let sound = !name.is_empty()
+        && name.len() <= 15
+        && !name.contains(|c: char| c == '/' || c == '*' || c.is_whitespace());
+    if sound {
+        Ok(text.to_owned())
+    } else {
+        Err(Fault::wrong(format!("`{text}` is not an interface name")))
+    }
+}
+
+/// The word of an enum, as in the file.
+pub(super) fn word<T: Serialize>(value: &T) -> String {
+    // Enums without fields always become a JSON string.
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|word| word.as_str().map(str::to_owned))
+        .unwrap_or_default()
+}
+
+/// `5s`, or `1500ms` where seconds would lose something.
+pub(super) fn duration_text(duration: Duration) -> String {
+    if duration.subsec_millis() == 0 {
+        format!("{}s", duration.as_secs())
+    } else {
+        format!("{}ms", duration.as_millis())
+    }
+}
+
+/// `[80, 443]`
+pub(super) fn list_text<T: Display>(items: &[T]) -> String {
+    let items: Vec<String> = items.iter().map(|item| yaml_text(&item.to_string())).collect();
+    format!("[{}]", items.join(", "))
+}
+
+/// A scalar that YAML reads back as the same text.
+pub(super) fn yaml_text(text: &str) -> String {
+    let plain = !text.is_empty()
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '='))
+        && !text.starts_with(['-', '=', '.']);
+    // JSON strings are YAML strings; text without control characters cannot fail to become one.
+    if plain {
+        text.to_owned()
+    } else {
+        serde_json::Value::from(text).to_string()
+    }
+}
+
+/// A packet mark, with all its digits.
+pub(super) fn mark_text(mark: u32) -> String {
+    format!("{mark:#010x}")
+}
+
+pub(super) const fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+pub(super) const fn hours(hours: u64) -> Duration {
+    Duration::from_secs(hours * 3600)
+}
