@@ -23,6 +23,8 @@ use super::upstream::connect::Handshake;
 use super::upstream::pool::Pool;
 use super::upstream::target::Targets;
 use super::{Listener, Recorder, Role, Shared, Slot, drained};
+use crate::catalog::normalise;
+use crate::observe::redact;
 
 /// After an accept error that does not go away by itself (EMFILE, ENOMEM).
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
@@ -183,7 +185,7 @@ async fn intercepted<H: Handshake>(
     }
     // Who speaks first? A protocol in which the server does must not wait for us.
     let mut dialled = None;
-    if timeout(classify::SILENCE, stream.readable()).await.is_err() {
+    if timeout(classify::SILENCE, tunnel::spoke(&stream)).await.is_err() {
         match tunnel::first_word(&stream, original, limits.idle_timeout).await {
             tunnel::FirstWord::Client(server) => dialled = server,
             tunnel::FirstWord::Server(server) => {
@@ -209,8 +211,12 @@ async fn intercepted<H: Handshake>(
     recording.record.class = Some(class.name());
     let decision = match first_host(class, &bytes) {
         Ok(host) => {
-            recording.record.name = host.map(crate::catalog::normalise);
-            decide::connection(class, host, &thread.shared.catalog)
+            let decision = decide::connection(class, host, &thread.shared.catalog);
+            // A refused Host may carry user-info: it is not recorded.
+            if !matches!(decision, Decision::Refuse(_)) {
+                recording.record.name = host.map(|host| redact::text(&normalise(host)).into_owned());
+            }
+            decision
         }
         // The guard refuses it with the reason, and writes the answer.
         Err(_) => Decision::Terminate,
@@ -257,10 +263,7 @@ fn first_host(class: Class, bytes: &[u8]) -> Result<Option<&str>, head::Violatio
         return Ok(None);
     }
     let end = head::find_end(bytes, 0)?.ok_or(head::Violation::HeadTooLarge)?;
-    let head = match head::check(&bytes[..end]) {
-        Ok(head) => head,
-        Err(violation) => return Err(violation),
-    };
+    let head = head::check(&bytes[..end])?;
     let absolute = head
         .target
         .get(..7)

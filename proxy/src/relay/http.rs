@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http::header::{CONNECTION, HOST};
 use http::{HeaderValue, Request, Response, Version};
@@ -132,16 +133,15 @@ async fn handle<H: Handshake>(client: &Rc<Client<H>>, request: Request<Incoming>
     let (mut parts, incoming) = request.into_parts();
     let upload = Upload::new(incoming);
     let shared = &client.thread.shared;
-    let mut recording = Recording::new(
+    let begun = record::begun(
         client.via,
         client.addr.0,
         client.origin.original().map(|original| original.0),
         parts.method.clone(),
         redact::path(parts.uri.path()),
-        std::sync::Arc::clone(&shared.recorder),
-        Rc::clone(&client.exchange),
-        upload.clone(),
     );
+    let recorder = Arc::clone(&shared.recorder);
+    let mut recording = Recording::new(begun, recorder, Rc::clone(&client.exchange), upload.clone());
     let route = decide::request(
         &client.origin,
         parts.uri.authority().map(http::uri::Authority::as_str),

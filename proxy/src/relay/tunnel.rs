@@ -65,22 +65,27 @@ pub(super) async fn first_word(client: &TcpStream, original: OriginalDst, limit:
     let first = async {
         let server = tokio::select! {
             biased;
-            _ = client.readable() => return FirstWord::Client(None),
+            () = spoke(client) => return FirstWord::Client(None),
             server = TcpStream::connect(original.0) => server,
         };
         let Ok(server) = server.and_then(|server| server.set_nodelay(true).map(|()| server)) else {
             // Its destination is not there; what the client says may still be for an intake that we reach by name.
-            // An error of `readable` shows again at the read that follows.
-            drop(client.readable().await);
+            spoke(client).await;
             return FirstWord::Client(None);
         };
         tokio::select! {
             biased;
-            _ = client.readable() => FirstWord::Client(Some(server)),
-            _ = server.readable() => FirstWord::Server(server),
+            () = spoke(client) => FirstWord::Client(Some(server)),
+            () = spoke(&server) => FirstWord::Server(server),
         }
     };
     timeout(limit, first).await.unwrap_or(FirstWord::Nobody)
+}
+
+/// Completes when there is something to read: bytes, the end, or an error that the next read will show. `readable` alone
+/// would do, were it not allowed to be wrong.
+pub(super) async fn spoke(stream: &TcpStream) {
+    drop(stream.peek(&mut [0]).await);
 }
 
 /// Copies both ways; `prefix` was read from the client before.

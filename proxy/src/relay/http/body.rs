@@ -217,6 +217,10 @@ impl Body for UploadBody {
 
 /// What the client gets as a body.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is the usual one: a box would be an allocation per request"
+)]
 pub(in crate::relay) enum Download {
     /// The intake's.
     Relay(Relay),

@@ -459,8 +459,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<IO> {
                 Closing::Fin => {
                     ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
                     // Nothing more can come after a complete message of a client that waits for its answer.
-                    let more = !this.eof && !(matches!(this.state, State::Hold) && this.pending.is_empty());
-                    this.closing = if more {
+                    let finished = matches!(this.state, State::Hold) && this.pending.is_empty();
+                    this.closing = if !this.eof && !finished {
                         Closing::Linger {
                             until: Instant::now() + LINGER,
                             left: LINGER_BYTES,

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -19,46 +20,54 @@ use crate::tls::Negotiated;
 pub(in crate::relay) struct Recording {
     record: RequestRecord,
     started: Instant,
+    /// The outcome is known; else the end makes it `Ok` and a drop leaves it an abort.
+    decided: bool,
     told: bool,
     recorder: Arc<dyn Recorder>,
     exchange: Rc<Exchange>,
     upload: Upload,
 }
 
+/// The record of a request of which only the head is known.
+pub(in crate::relay) fn begun(
+    via: Via,
+    client: SocketAddr,
+    original_dst: Option<SocketAddr>,
+    method: http::Method,
+    path: String,
+) -> RequestRecord {
+    RequestRecord {
+        product: None,
+        via,
+        client,
+        original_dst,
+        method,
+        path,
+        upstream_name: None,
+        upstream_addr: None,
+        tls: None,
+        upstream_http: None,
+        status: 0,
+        outcome: Outcome::ClientAborted,
+        bytes_up: 0,
+        bytes_down: 0,
+        duration: Duration::ZERO,
+        retries: 0,
+        error: None,
+    }
+}
+
 impl Recording {
     pub(in crate::relay) fn new(
-        via: Via,
-        client: SocketAddr,
-        original_dst: Option<SocketAddr>,
-        method: http::Method,
-        path: String,
+        record: RequestRecord,
         recorder: Arc<dyn Recorder>,
         exchange: Rc<Exchange>,
         upload: Upload,
     ) -> Self {
-        let started = Instant::now();
-        let record = RequestRecord {
-            product: None,
-            via,
-            client,
-            original_dst,
-            method,
-            path,
-            upstream_name: None,
-            upstream_addr: None,
-            tls: None,
-            upstream_http: None,
-            status: 0,
-            outcome: Outcome::ClientAborted,
-            bytes_up: 0,
-            bytes_down: 0,
-            duration: std::time::Duration::ZERO,
-            retries: 0,
-            error: None,
-        };
         Self {
             record,
-            started,
+            started: Instant::now(),
+            decided: false,
             told: false,
             recorder,
             exchange,
@@ -86,7 +95,7 @@ impl Recording {
         self.record.status = status.as_u16();
     }
 
-    /// What `finish` will tell, unless something is told before: an abort until then.
+    /// The request gets an answer of ours.
     pub(in crate::relay) fn set_answer(
         &mut self,
         status: http::StatusCode,
@@ -95,8 +104,8 @@ impl Recording {
     ) {
         self.set_status(status);
         self.record.error = error;
-        // Kept apart until the answer is on its way: a client that leaves first has aborted.
         self.record.outcome = outcome;
+        self.decided = true;
     }
 
     pub(in crate::relay) fn add_bytes_down(&mut self, bytes: u64) {
@@ -105,7 +114,7 @@ impl Recording {
 
     /// The end: the intake's answer is relayed, or our own was given.
     pub(in crate::relay) fn finish(&mut self) {
-        if self.record.outcome == Outcome::ClientAborted {
+        if !self.decided {
             self.record.outcome = Outcome::Ok;
         }
         self.tell();

@@ -1,0 +1,490 @@
+//! A proxy on its own thread, an upstream that checks what it gets, and a client that sees raw bytes.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use agent_fips_proxy::catalog::{Catalog, Product};
+use agent_fips_proxy::config::{
+    Config, Datapath, Explicit, HttpsPolicy, Intercept, Limits, ListenAddress, Log, LogFormat, OnFailure,
+    Status, TlsPolicy, Upstream as UpstreamConfig, Worker,
+};
+use agent_fips_proxy::relay::outcome::{ConnectionRecord, RequestRecord, Via};
+use agent_fips_proxy::relay::upstream::Socket;
+use agent_fips_proxy::relay::upstream::connect::{Handshake, HandshakeFailure};
+use agent_fips_proxy::relay::upstream::resolve::{Resolver, Sources};
+use agent_fips_proxy::relay::{Listener, Recorder, Role, Shared, Slots, serve};
+use agent_fips_proxy::tls::Negotiated;
+use tokio::sync::watch;
+
+/// A `Handshake` that does nothing, says which protocol ALPN chose, and remembers the names.
+#[derive(Clone, Default)]
+pub struct Plain {
+    pub http2: bool,
+    pub fail: bool,
+    pub names: Arc<Mutex<Vec<String>>>,
+}
+
+impl Handshake for Plain {
+    type Stream = Socket;
+
+    async fn connect(&self, name: &str, socket: Socket) -> Result<(Socket, Negotiated), HandshakeFailure> {
+        self.names.lock().unwrap().push(name.to_owned());
+        if self.fail {
+            return Err(HandshakeFailure {
+                message: "certificate_expired".to_owned(),
+            });
+        }
+        let negotiated = Negotiated {
+            version: "TLSv1.3".to_owned(),
+            suite: "TLS13_AES_256_GCM_SHA384".to_owned(),
+            group: None,
+            http2: self.http2,
+            resumed: false,
+            peer: name.to_owned(),
+        };
+        Ok((socket, negotiated))
+    }
+}
+
+#[derive(Default)]
+pub struct Records {
+    pub requests: Mutex<Vec<RequestRecord>>,
+    pub connections: Mutex<Vec<ConnectionRecord>>,
+    pub opened: AtomicUsize,
+}
+
+impl Recorder for Records {
+    fn request(&self, record: &RequestRecord) {
+        self.requests.lock().unwrap().push(record.clone());
+    }
+
+    fn connection(&self, record: &ConnectionRecord) {
+        self.connections.lock().unwrap().push(record.clone());
+    }
+
+    fn connection_opened(&self, _via: Via) {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What a test may change before the proxy starts.
+pub struct Setup {
+    pub config: Config,
+    pub tls: Plain,
+    pub hosts: String,
+    /// What intercepted connections were meant for.
+    pub original: SocketAddr,
+    pub product: Product,
+}
+
+pub struct Proxy {
+    pub explicit: SocketAddr,
+    pub intercept: SocketAddr,
+    pub records: Arc<Records>,
+    pub tls: Plain,
+    drain: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+    _dir: tempfile::TempDir,
+}
+
+impl Proxy {
+    /// A proxy whose intake names all lead to `upstream`.
+    pub fn start(upstream: SocketAddr) -> Self {
+        Self::with(upstream, |_| {})
+    }
+
+    pub fn with(upstream: SocketAddr, change: impl FnOnce(&mut Setup)) -> Self {
+        let mut setup = Setup {
+            config: config(upstream.port()),
+            tls: Plain::default(),
+            hosts: hosts(&[upstream.ip()]),
+            original: upstream,
+            product: Product::Metrics,
+        };
+        change(&mut setup);
+        let dir = tempfile::tempdir().unwrap();
+        let sources = Sources {
+            hosts: dir.path().join("hosts"),
+            resolv_conf: dir.path().join("resolv.conf"),
+        };
+        std::fs::write(&sources.hosts, &setup.hosts).unwrap();
+        let explicit = TcpListener::bind("127.0.0.1:0").unwrap();
+        let intercept = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addresses = (explicit.local_addr().unwrap(), intercept.local_addr().unwrap());
+        let records = Arc::new(Records::default());
+        let recorder: Arc<dyn Recorder> = Arc::<Records>::clone(&records);
+        let (drain, drained) = watch::channel(false);
+        let tls = setup.tls.clone();
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let shared = Arc::new(Shared {
+                catalog: Arc::new(Catalog::new(&setup.config.site)),
+                slots: Arc::new(Slots::new(setup.config.limits.max_connections)),
+                config: Arc::new(setup.config),
+                tls: setup.tls,
+                resolver: Arc::new(Resolver::new(sources, runtime.handle().clone())),
+                recorder,
+                origin: Arc::new(move |_| Ok(setup.original)),
+            });
+            let listeners = vec![
+                Listener {
+                    role: Role::Explicit(setup.product),
+                    socket: explicit,
+                },
+                Listener {
+                    role: Role::Intercept,
+                    socket: intercept,
+                },
+            ];
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, serve(listeners, shared, drained));
+        });
+        Self {
+            explicit: addresses.0,
+            intercept: addresses.1,
+            records,
+            tls,
+            drain,
+            thread: Some(thread),
+            _dir: dir,
+        }
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.explicit)
+    }
+
+    pub fn drain(&self) {
+        self.drain.send_replace(true);
+    }
+
+    /// Waits until `serve` returned; gives how long that took.
+    pub fn join(&mut self) -> Duration {
+        let since = Instant::now();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+        since.elapsed()
+    }
+
+    /// The requests recorded so far, once there are `count`.
+    pub fn requests(&self, count: usize) -> Vec<RequestRecord> {
+        eventually(|| {
+            let requests = self.records.requests.lock().unwrap();
+            (requests.len() >= count).then(|| requests.clone())
+        })
+    }
+
+    pub fn connections(&self, count: usize) -> Vec<ConnectionRecord> {
+        eventually(|| {
+            let connections = self.records.connections.lock().unwrap();
+            (connections.len() >= count).then(|| connections.clone())
+        })
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.drain();
+        if !thread::panicking() {
+            self.join();
+        }
+    }
+}
+
+/// Polls for something that another thread does.
+pub fn eventually<T>(mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(found) = check() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "it did not happen within 10 s");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub fn hosts(ips: &[IpAddr]) -> String {
+    let names = Catalog::new(&"ddog-gov.com".parse().unwrap()).names().join(" ");
+    ips.iter().map(|ip| format!("{ip} {names}\n")).collect()
+}
+
+pub fn config(upstream_port: u16) -> Config {
+    Config {
+        site: "ddog-gov.com".parse().unwrap(),
+        log: Log {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+            access: false,
+        },
+        explicit: Explicit {
+            enabled: true,
+            local_address: ListenAddress::Localhost,
+            port_range_start: 9803,
+        },
+        intercept: Intercept {
+            enabled: true,
+            requested: false,
+            datapath: Datapath::Auto,
+            agent_cgroups: Vec::new(),
+            ports: vec![80, 443],
+            cidrs: Vec::new(),
+            https: HttpsPolicy::Passthrough,
+            on_failure: OnFailure::Closed,
+        },
+        upstream: UpstreamConfig {
+            port: upstream_port,
+            ca_file: None,
+            tls_policy: TlsPolicy::Fips,
+            allow_private: vec!["127.0.0.0/8".parse().unwrap()],
+            endpoints: BTreeMap::new(),
+            connect_timeout: Duration::from_secs(5),
+            response_timeout: Duration::from_secs(10),
+            pool_idle_timeout: Duration::from_secs(30),
+        },
+        limits: Limits {
+            max_connections: 64,
+            idle_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(5),
+            max_header_bytes: 16 * 1024,
+            drain_timeout: Duration::from_secs(5),
+        },
+        status: Status {
+            address: ListenAddress::Localhost,
+            port: 0,
+            socket: "/nonexistent".into(),
+        },
+        worker: Worker {
+            user: "nobody".to_owned(),
+            threads: 1,
+        },
+    }
+}
+
+/// A message as it was on the wire, its body decoded.
+#[derive(Clone, Debug, Default)]
+pub struct Message {
+    pub head: String,
+    pub body: Vec<u8>,
+    /// Which connection it came on.
+    pub connection: usize,
+}
+
+impl Message {
+    pub fn status(&self) -> u16 {
+        self.head
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .unwrap_or(0)
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_once(':'))
+            .find_map(|(key, value)| key.eq_ignore_ascii_case(name).then(|| value.trim()))
+    }
+}
+
+/// Reads one message; `None` at a clean end. `head_only`: no body follows (HEAD, 204, 304).
+pub fn read_message(reader: &mut impl BufRead, head_only: bool) -> io::Result<Option<Message>> {
+    let mut message = Message::default();
+    loop {
+        let mut line = Vec::new();
+        if reader.read_until(b'\n', &mut line)? == 0 {
+            return if message.head.is_empty() {
+                Ok(None)
+            } else {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            };
+        }
+        if line == b"\r\n" {
+            break;
+        }
+        assert!(line.ends_with(b"\r\n"), "{line:?}");
+        message.head.push_str(&String::from_utf8_lossy(&line));
+    }
+    let chunked = message.header("transfer-encoding") == Some("chunked");
+    let length = message
+        .header("content-length")
+        .map(|length| length.parse::<usize>().unwrap());
+    assert!(!(chunked && length.is_some()), "two framings: {}", message.head);
+    let response = message.head.starts_with("HTTP/");
+    if head_only || (response && matches!(message.status(), 100..=199 | 204 | 304)) {
+        return Ok(Some(message));
+    }
+    if chunked {
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line)?;
+            let size = usize::from_str_radix(line.trim_end().split(';').next().unwrap(), 16)
+                .map_err(|_| io::Error::other("bad chunk"))?;
+            let mut chunk = vec![0; size + 2];
+            reader.read_exact(&mut chunk)?;
+            assert!(chunk.ends_with(b"\r\n"));
+            message.body.extend_from_slice(&chunk[..size]);
+            if size == 0 {
+                return Ok(Some(message));
+            }
+        }
+    }
+    match length {
+        Some(length) => {
+            message.body = vec![0; length];
+            reader.read_exact(&mut message.body)?;
+        }
+        None if response => {
+            reader.read_to_end(&mut message.body)?;
+        }
+        None => {}
+    }
+    Ok(Some(message))
+}
+
+/// A client that writes what it is told and reads what comes.
+pub struct Client {
+    pub stream: TcpStream,
+    pub reader: BufReader<TcpStream>,
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let reader = BufReader::new(stream.try_clone().unwrap());
+        Self { stream, reader }
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        self.stream.write_all(bytes.as_ref()).unwrap();
+        self
+    }
+
+    pub fn get(&mut self, path: &str) -> Message {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+            .response()
+    }
+
+    pub fn post(&mut self, path: &str, body: &[u8]) -> Message {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        self.send([head.as_bytes(), body].concat()).response()
+    }
+
+    pub fn response(&mut self) -> Message {
+        read_message(&mut self.reader, false)
+            .unwrap()
+            .expect("a response before the end")
+    }
+
+    pub fn head_response(&mut self) -> Message {
+        read_message(&mut self.reader, true)
+            .unwrap()
+            .expect("a response before the end")
+    }
+
+    /// Everything until the end; a reset counts as the end.
+    pub fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        match self.reader.read_to_end(&mut rest) {
+            Ok(_) => rest,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => rest,
+            Err(error) => panic!("neither data nor end: {error}"),
+        }
+    }
+}
+
+/// What a scripted upstream does with a request; `Close` ends the connection.
+pub enum Then {
+    Keep,
+    Close,
+}
+
+/// A strict HTTP/1.1 server; remembers all requests.
+pub struct Upstream {
+    pub address: SocketAddr,
+    pub seen: Arc<Mutex<Vec<Message>>>,
+    pub connections: Arc<AtomicUsize>,
+}
+
+impl Upstream {
+    /// Answers 200 with the body's length as body.
+    pub fn start() -> Self {
+        Self::with(|request, stream| {
+            let body = request.body.len().to_string();
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            )
+            .unwrap();
+            Then::Keep
+        })
+    }
+
+    /// `answer` is called per complete request.
+    pub fn with(answer: impl Fn(&Message, &mut TcpStream) -> Then + Send + Sync + 'static) -> Self {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&seen);
+        let mut upstream = Self::raw(move |stream, connection| {
+            let mut writer = stream.try_clone().unwrap();
+            let mut reader = BufReader::new(stream);
+            while let Ok(Some(mut request)) = read_message(&mut reader, false) {
+                request.connection = connection;
+                all.lock().unwrap().push(request.clone());
+                if let Then::Close = answer(&request, &mut writer) {
+                    return;
+                }
+            }
+        });
+        upstream.seen = seen;
+        upstream
+    }
+
+    /// `serve` is called per connection, with its number from 0.
+    pub fn raw(serve: impl Fn(TcpStream, usize) + Send + Sync + 'static) -> Self {
+        Self::on(Ipv4Addr::LOCALHOST, 0, serve)
+    }
+
+    pub fn on(ip: Ipv4Addr, port: u16, serve: impl Fn(TcpStream, usize) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((ip, port)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&connections);
+        let serve = Arc::new(serve);
+        // Ends with the test process: `accept` cannot be woken without a connection.
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let number = counter.fetch_add(1, Ordering::SeqCst);
+                let serve = Arc::clone(&serve);
+                thread::spawn(move || serve(stream, number));
+            }
+        });
+        Self {
+            address,
+            seen: Arc::default(),
+            connections,
+        }
+    }
+
+    pub fn seen(&self) -> Vec<Message> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
