@@ -46,7 +46,7 @@ fn child(role: &str) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error:?}");
+            eprintln!("{error:#}");
             ExitCode::FAILURE
         }
     }
@@ -69,7 +69,10 @@ fn run_scenario(name: &str) -> Result<(), Failed> {
         .stderr(std::process::Stdio::piped())
         .spawn()?;
     // Read while it runs: a full pipe would stop it.
-    let stderr = child.stderr.take().map(|pipe| std::thread::spawn(move || std::io::read_to_string(pipe)));
+    let stderr = child
+        .stderr
+        .take()
+        .map(|pipe| std::thread::spawn(move || std::io::read_to_string(pipe)));
     let start = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -83,7 +86,10 @@ fn run_scenario(name: &str) -> Result<(), Failed> {
         std::thread::sleep(Duration::from_millis(10));
     };
     world::clean_up(child.id());
-    let output = stderr.and_then(|reader| reader.join().ok()).and_then(Result::ok).unwrap_or_default();
+    let output = stderr
+        .and_then(|reader| reader.join().ok())
+        .and_then(Result::ok)
+        .unwrap_or_default();
     match status {
         Some(status) if status.success() => Ok(()),
         Some(status) => Err(format!("{status}\n{output}").into()),

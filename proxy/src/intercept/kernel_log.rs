@@ -50,6 +50,10 @@ impl KernelLog {
     /// # Errors
     /// The descriptor could not be registered with the runtime.
     pub async fn forward(self) -> io::Result<()> {
+        #[expect(
+            deprecated,
+            reason = "the replacement is unsafe for a promise that holds here: the value owns its descriptor for good"
+        )]
         let mut log = AsyncFd::with_interest(RawLog(self), Interest::READABLE)?;
         loop {
             let mut ready = log.readable_mut().await?;

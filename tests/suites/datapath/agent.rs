@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -68,7 +69,10 @@ fn listen(mut socket: Socket) -> Seen {
 }
 
 fn peer(socket: &Socket) -> io::Result<SocketAddr> {
-    socket.peer_addr()?.as_socket().ok_or_else(|| io::Error::other("no IP peer"))
+    socket
+        .peer_addr()?
+        .as_socket()
+        .ok_or_else(|| io::Error::other("no IP peer"))
 }
 
 fn connect(target: SocketAddr) -> Seen {
@@ -78,7 +82,11 @@ fn connect(target: SocketAddr) -> Seen {
 }
 
 fn mptcp(target: SocketAddr) -> Seen {
-    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(socket2::Protocol::MPTCP))?;
+    let socket = Socket::new(
+        Domain::for_address(target),
+        Type::STREAM,
+        Some(socket2::Protocol::MPTCP),
+    )?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
     socket.connect(&target.into())?;
     listen(socket)
@@ -179,21 +187,27 @@ fn destination(number: u64) -> Result<SocketAddr> {
     text.parse().context("destination")
 }
 
-/// One connection of a load: true when the proxy named exactly the destination. Closed by reset: its port is free at once.
-fn probe(number: u64) -> Result<bool> {
+/// One connection of a load: what was wrong unless the proxy named exactly the destination. Closed by reset: its port is
+/// free at once.
+fn probe(number: u64) -> Result<Option<String>> {
     let target = destination(number)?;
     let socket = socket(target)?;
     socket.set_linger(Some(Duration::ZERO))?;
-    socket.connect(&target.into()).with_context(|| format!("connect to {target}"))?;
+    socket
+        .connect(&target.into())
+        .with_context(|| format!("connect to {target}"))?;
     let (text, peer) = listen(socket).with_context(|| format!("reading from {target}"))?;
     ensure!(peer == target, "peer {peer} of a connection to {target}");
-    ensure!(text != crate::world::DIRECT, "{target} was reached around the proxy");
-    Ok(text == target.to_string())
+    ensure!(
+        text != crate::world::DIRECT,
+        "{target} was reached around the proxy"
+    );
+    Ok((text != target.to_string()).then(|| format!("{target} came as {text}")))
 }
 
 /// `total` connections from `threads` threads.
 fn load(total: u64, threads: u64) -> Result<Value> {
-    let wrong = AtomicU64::new(0);
+    let wrong = Mutex::new(Vec::new());
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| -> Result<()> {
         let workers: Vec<_> = (0..threads)
@@ -204,31 +218,34 @@ fn load(total: u64, threads: u64) -> Result<Value> {
                         if number >= total {
                             return Ok(());
                         }
-                        if !probe(number)? {
-                            wrong.fetch_add(1, Ordering::Relaxed);
+                        if let (Some(what), Ok(mut wrong)) = (probe(number)?, wrong.lock()) {
+                            wrong.push(what);
                         }
                     }
                 })
             })
             .collect();
         for worker in workers {
-            worker.join().map_err(|_| anyhow::anyhow!("a client thread panicked"))??;
+            worker
+                .join()
+                .map_err(|_| anyhow::anyhow!("a client thread panicked"))??;
         }
         Ok(())
     })?;
-    Ok(json!({"connections": total, "wrong": wrong.into_inner()}))
+    Ok(report(total, wrong))
 }
 
 /// Connects from two threads until a file appears.
 fn until(file: &str) -> Result<Value> {
-    let (count, wrong, stop) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let (count, wrong, stop) = (AtomicU64::new(0), Mutex::new(Vec::new()), AtomicBool::new(false));
     std::thread::scope(|scope| -> Result<()> {
         let workers: Vec<_> = (0..2)
             .map(|_| {
                 scope.spawn(|| -> Result<()> {
                     while !stop.load(Ordering::Relaxed) {
-                        if !probe(count.fetch_add(1, Ordering::Relaxed))? {
-                            wrong.fetch_add(1, Ordering::Relaxed);
+                        let number = count.fetch_add(1, Ordering::Relaxed);
+                        if let (Some(what), Ok(mut wrong)) = (probe(number)?, wrong.lock()) {
+                            wrong.push(what);
                         }
                     }
                     Ok(())
@@ -247,5 +264,11 @@ fn until(file: &str) -> Result<Value> {
         }
         Ok(())
     })?;
-    Ok(json!({"connections": count.into_inner(), "wrong": wrong.into_inner()}))
+    Ok(report(count.into_inner(), wrong))
+}
+
+/// How many connections, how many wrong, and the first of those.
+fn report(connections: u64, wrong: Mutex<Vec<String>>) -> Value {
+    let wrong = wrong.into_inner().unwrap_or_default();
+    json!({"connections": connections, "wrong": wrong.len(), "first": wrong.first()})
 }

@@ -43,11 +43,16 @@ impl World {
             "link set lo up",
             "route add local 203.0.113.0/24 dev lo",
             "-6 route add local 2001:db8::/64 dev lo",
-            "link add dummy0 type dummy",
-            "link set dummy0 up",
         ] {
-            let done = Command::new("ip").args(command.split(' ')).output().context("ip")?;
-            ensure!(done.status.success(), "ip {command}: {}", String::from_utf8_lossy(&done.stderr));
+            let done = Command::new("ip")
+                .args(command.split(' '))
+                .output()
+                .context("ip")?;
+            ensure!(
+                done.status.success(),
+                "ip {command}: {}",
+                String::from_utf8_lossy(&done.stderr)
+            );
         }
         // Fast open on both sides, without cookies and for every listener.
         fs::write("/proc/sys/net/ipv4/tcp_fastopen", "1543").context("tcp_fastopen")?;
@@ -140,7 +145,11 @@ pub fn say(mut stream: TcpStream, text: &str) {
 /// What a client printed.
 pub fn answer(action: &str, output: &Output) -> Result<Value> {
     if !output.status.success() {
-        bail!("client `{action}`: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "client `{action}`: {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     serde_json::from_slice(&output.stdout).with_context(|| format!("client `{action}` said no JSON"))
 }
@@ -161,16 +170,25 @@ fn base(scenario: u32) -> PathBuf {
 
 fn remove_tree(directory: &Path) {
     if let Ok(entries) = fs::read_dir(directory) {
-        for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        for entry in entries
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        {
             remove_tree(&entry.path());
         }
     }
     // A killed process leaves its cgroup a moment later.
     for _ in 0..100 {
-        for pid in fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default().lines() {
+        for pid in fs::read_to_string(directory.join("cgroup.procs"))
+            .unwrap_or_default()
+            .lines()
+        {
             if let Ok(pid) = pid.parse() {
                 // It may just have ended.
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
             }
         }
         if !directory.exists() || fs::remove_dir(directory).is_ok() {
