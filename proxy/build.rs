@@ -78,7 +78,8 @@ fn compile(workspace: &Path, out: &Path, object: &Path) -> Result<String, String
         match run(&mut toolchain.cargo, workspace, &target, &linker) {
             Ok(()) => {
                 let built = target.join("bpfel-unknown-none/release").join(OBJECT);
-                fs::copy(&built, object).map_err(|error| format!("cannot copy {}: {error}", built.display()))?;
+                fs::copy(&built, object)
+                    .map_err(|error| format!("cannot copy {}: {error}", built.display()))?;
                 return Ok(toolchain.version);
             }
             Err(error) => failures.push(format!("{} ({}): {error}", toolchain.name, toolchain.version)),
@@ -90,7 +91,10 @@ fn compile(workspace: &Path, out: &Path, object: &Path) -> Result<String, String
              library source. {CURE}"
         ));
     }
-    Err(format!("cannot build the eBPF programs. {CURE}\n{}", failures.join("\n")))
+    Err(format!(
+        "cannot build the eBPF programs. {CURE}\n{}",
+        failures.join("\n")
+    ))
 }
 
 const CURE: &str = "Run `cargo xtask setup`: it installs what is missing";
@@ -109,8 +113,24 @@ fn run(cargo: &mut Command, workspace: &Path, target: &Path, linker: &Path) -> R
         format!("--remap-path-prefix={home}=/cargo"),
     ];
     let output = cargo
-        .args(["build", "--locked", "--quiet", "--release", "--package", "proxy-ebpf", "--bin", OBJECT])
-        .args(["--features", "kernel", "--target", "bpfel-unknown-none", "-Zbuild-std=core", "--target-dir"])
+        .args([
+            "build",
+            "--locked",
+            "--quiet",
+            "--release",
+            "--package",
+            "proxy-ebpf",
+            "--bin",
+            OBJECT,
+        ])
+        .args([
+            "--features",
+            "kernel",
+            "--target",
+            "bpfel-unknown-none",
+            "-Zbuild-std=core",
+            "--target-dir",
+        ])
         .arg(target)
         .current_dir(workspace)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
@@ -157,7 +177,9 @@ fn distribution() -> Option<Toolchain> {
 }
 
 fn has_source(sysroot: &str) -> bool {
-    Path::new(sysroot).join("lib/rustlib/src/rust/library/core").exists()
+    Path::new(sysroot)
+        .join("lib/rustlib/src/rust/library/core")
+        .exists()
 }
 
 /// `bpf-linker`: named, built by `cargo xtask setup`, or installed.
@@ -180,15 +202,30 @@ fn clean(program: impl Into<OsString>) -> Command {
     let mut command = Command::new(program.into());
     // How to reach the registry is no property of the outer build.
     let keep = |name: &str| {
-        ["CARGO_HOME", "CARGO_HTTP", "CARGO_NET", "CARGO_REGISTR", "CARGO_SOURCE"]
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
+        [
+            "CARGO_HOME",
+            "CARGO_HTTP",
+            "CARGO_NET",
+            "CARGO_REGISTR",
+            "CARGO_SOURCE",
+        ]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
     };
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy();
-        let outer = ["CARGO", "RUSTC", "RUSTDOC", "DEP_"].iter().any(|prefix| name.starts_with(prefix))
-            || ["RUSTFLAGS", "RUSTUP_TOOLCHAIN", "LD_LIBRARY_PATH", "MAKEFLAGS", "TARGET", "OUT_DIR"]
-                .contains(&name.as_ref());
+        let outer = ["CARGO", "RUSTC", "RUSTDOC", "DEP_"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+            || [
+                "RUSTFLAGS",
+                "RUSTUP_TOOLCHAIN",
+                "LD_LIBRARY_PATH",
+                "MAKEFLAGS",
+                "TARGET",
+                "OUT_DIR",
+            ]
+            .contains(&name.as_ref());
         if outer && !keep(&name) {
             command.env_remove(name.as_ref());
         }

@@ -115,7 +115,13 @@ fn decide(ctx: &SockAddrContext, destination: Address, port: u16) -> Verdict {
     }
     let socket = socket(ctx);
     if socket.is_null() {
-        return unavailable(ctx, settings, &attempt, Counter::RefusedNoStorage, Counter::OpenNoStorage);
+        return unavailable(
+            ctx,
+            settings,
+            &attempt,
+            Counter::RefusedNoStorage,
+            Counter::OpenNoStorage,
+        );
     }
     // SAFETY: not null, from the context.
     if unsafe { (&raw const (*socket).bound_dev_if).read_volatile() } != 0 {
@@ -143,13 +149,25 @@ fn decide(ctx: &SockAddrContext, destination: Address, port: u16) -> Verdict {
         listener_port: listener,
     };
     if !store(&CLIENT, socket, &original) {
-        return unavailable(ctx, settings, &attempt, Counter::RefusedNoStorage, Counter::OpenNoStorage);
+        return unavailable(
+            ctx,
+            settings,
+            &attempt,
+            Counter::RefusedNoStorage,
+            Counter::OpenNoStorage,
+        );
     }
     count(match destination.v4() {
         Some(_) => Counter::InterceptedV4,
         None => Counter::InterceptedV6,
     });
-    debug!(ctx, "intercepted connect to [{:i}]:{} -> port {}", destination.octets(), port, listener);
+    debug!(
+        ctx,
+        "intercepted connect to [{:i}]:{} -> port {}",
+        destination.octets(),
+        port,
+        listener
+    );
     Verdict::Rewrite(listener)
 }
 
@@ -165,11 +183,17 @@ fn unavailable(
     let octets = attempt.destination.octets();
     if settings.closed() {
         count(refused);
-        debug!(ctx, "refused connect to [{:i}]:{}: counter {}", octets, attempt.port, refused as u32);
+        debug!(
+            ctx,
+            "refused connect to [{:i}]:{}: counter {}", octets, attempt.port, refused as u32
+        );
         Verdict::Refuse
     } else {
         count(open);
-        debug!(ctx, "let go connect to [{:i}]:{}: counter {}", octets, attempt.port, open as u32);
+        debug!(
+            ctx,
+            "let go connect to [{:i}]:{}: counter {}", octets, attempt.port, open as u32
+        );
         Verdict::Pass(true)
     }
 }

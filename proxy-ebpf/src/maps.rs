@@ -80,7 +80,8 @@ pub fn selected(destination: &Address) -> bool {
 pub fn listener_port(slot: u32) -> Option<u16> {
     // SAFETY: the helper takes the map and a pointer to a live key. A SockMap lookup returns a referenced socket or
     // null, and the reference is given back on every path. aya has no plain lookup on a SockMap.
-    let socket = unsafe { bpf_map_lookup_elem((&raw const LISTENERS).cast_mut().cast(), (&raw const slot).cast()) };
+    let socket =
+        unsafe { bpf_map_lookup_elem((&raw const LISTENERS).cast_mut().cast(), (&raw const slot).cast()) };
     if socket.is_null() {
         return None;
     }
@@ -99,7 +100,12 @@ pub fn load(storage: &'static SkStorage<Original>, socket: *mut bpf_sock) -> Opt
     }
     // SAFETY: the map is a socket storage, the socket comes from the context and is not null.
     let value = unsafe {
-        bpf_sk_storage_get(ptr::from_ref(storage).cast_mut().cast(), socket.cast(), ptr::null_mut(), 0)
+        bpf_sk_storage_get(
+            ptr::from_ref(storage).cast_mut().cast(),
+            socket.cast(),
+            ptr::null_mut(),
+            0,
+        )
     }
     .cast::<Original>();
     if value.is_null() {

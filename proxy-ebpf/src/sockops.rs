@@ -81,7 +81,10 @@ fn receive(ctx: &SockOpsContext) {
 #[inline(always)]
 fn addresses(ctx: &SockOpsContext) -> (Address, Address) {
     if ctx.family() == AF_INET {
-        return (Address::from_v4(ctx.local_ip4()), Address::from_v4(ctx.remote_ip4()));
+        return (
+            Address::from_v4(ctx.local_ip4()),
+            Address::from_v4(ctx.remote_ip4()),
+        );
     }
     // SAFETY: the kernel's context; constant indices and volatile, as the verifier allows 32-bit loads only.
     unsafe {

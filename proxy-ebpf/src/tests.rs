@@ -55,7 +55,11 @@ fn layouts() {
     assert_eq!(offset_of!(Settings, ports), 40);
     assert_eq!(offset_of!(Settings, port_count), 72);
     assert_eq!(offset_of!(Settings, flags), 76);
-    assert_eq!(8 + 8 * MAX_OWN_CGROUPS + 2 * MAX_PORTS + 4 + 4, size_of::<Settings>(), "padding");
+    assert_eq!(
+        8 + 8 * MAX_OWN_CGROUPS + 2 * MAX_PORTS + 4 + 4,
+        size_of::<Settings>(),
+        "padding"
+    );
 
     assert_eq!((size_of::<Original>(), align_of::<Original>()), (20, 4));
     assert_eq!(offset_of!(Original, port), 16);
@@ -90,14 +94,27 @@ fn address_classes() {
     ] {
         assert!(local.is_local(), "{local:?}");
     }
-    for remote in [v4("126.255.255.255"), v4("128.0.0.0"), v6("::2"), v6("100::1"), v6("2001:db8::1"), v6("1::")] {
+    for remote in [
+        v4("126.255.255.255"),
+        v4("128.0.0.0"),
+        v6("::2"),
+        v6("100::1"),
+        v6("2001:db8::1"),
+        v6("1::"),
+    ] {
         assert!(!remote.is_local(), "{remote:?}");
     }
     assert_eq!(v6("::ffff:203.0.113.9"), v4("203.0.113.9"), "IPv4-mapped is IPv4");
-    assert_eq!((v4("203.0.113.9").slot(), v6("2001:db8::1").slot()), (SLOT_V4, SLOT_V6));
+    assert_eq!(
+        (v4("203.0.113.9").slot(), v6("2001:db8::1").slot()),
+        (SLOT_V4, SLOT_V6)
+    );
     assert_eq!(v4("203.0.113.9").loopback(), v6("::ffff:127.0.0.1"));
     assert_eq!(v6("2001:db8::1").loopback(), v6("::1"));
-    assert_eq!(v6("2001:db8::1").octets(), "2001:db8::1".parse::<Ipv6Addr>().unwrap().octets());
+    assert_eq!(
+        v6("2001:db8::1").octets(),
+        "2001:db8::1".parse::<Ipv6Addr>().unwrap().octets()
+    );
 }
 
 #[test]
@@ -110,7 +127,10 @@ fn the_order_of_the_match_function() {
     assert_eq!(skip(&rules, &attempt(v4("127.0.0.1"), 81)), Some(Skip::Local));
 
     rules.netns_cookie = 8;
-    assert_eq!(skip(&rules, &attempt(v4("127.0.0.1"), 81)), Some(Skip::OtherNetns));
+    assert_eq!(
+        skip(&rules, &attempt(v4("127.0.0.1"), 81)),
+        Some(Skip::OtherNetns)
+    );
     rules.netns_cookie = 7;
     assert_eq!(skip(&rules, &attempt(target, 80)), None);
 
@@ -119,7 +139,10 @@ fn the_order_of_the_match_function() {
     assert_eq!(skip(&rules, &attempt(target, 80)), Some(Skip::Own));
     rules.flags = FLAG_CLOSED;
     assert_eq!(skip(&rules, &attempt(target, 80)), Some(Skip::Disabled));
-    let udp = Attempt { protocol: 17, ..attempt(target, 80) };
+    let udp = Attempt {
+        protocol: 17,
+        ..attempt(target, 80)
+    };
     assert_eq!(skip(&rules, &udp), Some(Skip::NotTcp));
 }
 

@@ -109,8 +109,9 @@ pub struct Interceptor {
     destinations: Destinations,
     /// What the prefix maps hold.
     present: BTreeSet<IpNet>,
-    /// `Some` while attached.
+    /// The accepting side. In place before a listener is, so that no connection is accepted without its origin.
     own_links: Option<OwnLinks>,
+    attached: bool,
     agents: BTreeMap<u64, AgentStatus>,
 }
 
@@ -123,8 +124,8 @@ impl Interceptor {
         OwnCgroup::enter()
     }
 
-    /// Loads the programs and takes over what an earlier process pinned. Nothing is attached yet, and hooks that an
-    /// earlier process left stay in force as they are.
+    /// Loads the programs and takes over what an earlier process pinned. To Agents nothing is attached yet, and hooks
+    /// that an earlier process left stay in force as they are; the accepting side is ready for listeners.
     ///
     /// # Errors
     /// See [`InterceptError::kind`]: a missing capability, a kernel that refuses a program, or a bad selector.
@@ -149,8 +150,10 @@ impl Interceptor {
             destinations: Destinations::default(),
             present,
             own_links: None,
+            attached: false,
             agents: BTreeMap::new(),
         };
+        this.attach_own()?;
         this.settings.remember_own(own.id());
         this.destinations.inherit(&this.present, Instant::now());
         this.apply_config(config)?;
@@ -204,7 +207,11 @@ impl Interceptor {
         let now = Instant::now();
         let evicted = self.destinations.learn(addresses, now);
         if evicted > 0 {
-            tracing::warn!(evicted, limit = policy::MAX_LEARNT, "too many intake addresses; the oldest are forgotten");
+            tracing::warn!(
+                evicted,
+                limit = policy::MAX_LEARNT,
+                "too many intake addresses; the oldest are forgotten"
+            );
         }
         self.destinations.expire(now);
         self.write_destinations()
@@ -216,14 +223,18 @@ impl Interceptor {
     /// The hierarchy could not be read, or a program could not be attached: the other Agents are attached all the same.
     pub fn sync_agents(&mut self) -> Result<AgentChanges, InterceptError> {
         let mut changes = AgentChanges::default();
-        if self.own_links.is_none() {
+        if !self.attached {
             return Ok(changes);
         }
         if !self.pins.maps().exists() {
             // Somebody ran `uninstall`: that is an order, not an accident.
             tracing::warn!(pins = %self.pins.root().display(), "our pins were removed: interception is off");
             self.own_links = None;
-            changes.detached = std::mem::take(&mut self.agents).into_values().map(|agent| agent.path).collect();
+            self.attached = false;
+            changes.detached = std::mem::take(&mut self.agents)
+                .into_values()
+                .map(|agent| agent.path)
+                .collect();
             return Ok(changes);
         }
         let mut selected = agents::scan(&self.cgroups, &self.globs)?.selected;
@@ -264,7 +275,7 @@ impl Interceptor {
 
     /// True while connections are taken.
     pub fn attached(&self) -> bool {
-        self.own_links.is_some()
+        self.attached
     }
 
     /// The run-time switch. Off detaches every hook, of an earlier process too; connections in flight are handed over
@@ -274,23 +285,21 @@ impl Interceptor {
     /// A program could not be attached or a pin not removed.
     pub fn set_attached(&mut self, on: bool) -> Result<(), InterceptError> {
         if on {
-            if self.own_links.is_none() {
-                // After an `uninstall` by hand the pins are made anew; the maps behind them are still ours.
-                if !self.pins.maps().exists() {
-                    self.pins = PinDirectory::prepare()?;
-                    self.loaded.restore_pins(&self.pins)?;
-                }
-                self.own_links = Some(attach::attach_own(&mut self.loaded.ebpf, &self.cgroups, &self.own_path)?);
+            // After an `uninstall` by hand the pins are made anew; the maps behind them are still ours.
+            if !self.pins.maps().exists() {
+                self.pins = PinDirectory::prepare()?;
+                self.loaded.restore_pins(&self.pins)?;
             }
+            self.attach_own()?;
             self.settings.flags |= FLAG_ENABLED;
             self.write_settings()?;
+            self.attached = true;
             return self.sync_agents().map(drop);
         }
         self.settings.flags &= !FLAG_ENABLED;
         self.write_settings()?;
-        if self.own_links.is_some() {
-            std::thread::sleep(HANDOVER_GRACE);
-        }
+        self.attached = false;
+        self.grace();
         for id in attach::pinned_cgroups(&self.pins)? {
             attach::detach_agent(&self.pins, id)?;
         }
@@ -319,18 +328,38 @@ impl Interceptor {
         self.loaded.log.take()
     }
 
-    /// Ends. With `keep`, pinned links and maps stay: Agents' connections are refused (or let go, as configured) until
+    /// Ends, after a fifth of a second for connections in flight. With `keep`, pinned links and maps stay: Agents' connections are refused (or let go, as configured) until
     /// the next process takes over. Without, everything is undone.
     ///
     /// # Errors
     /// A pin could not be removed.
     pub fn leave(mut self, keep: bool) -> Result<(), InterceptError> {
         if keep {
+            // A successor may have taken over a moment ago: connections to our listeners are still in flight.
+            self.grace();
             return Ok(());
         }
         self.set_attached(false)?;
         let mut report = UninstallReport::default();
         uninstall::remove_pins(&self.pins, &mut report).map(drop)
+    }
+
+    fn attach_own(&mut self) -> Result<(), InterceptError> {
+        if self.own_links.is_none() {
+            self.own_links = Some(attach::attach_own(
+                &mut self.loaded.ebpf,
+                &self.cgroups,
+                &self.own_path,
+            )?);
+        }
+        Ok(())
+    }
+
+    /// Waits for connections in flight, before the accepting side's programs go.
+    fn grace(&self) {
+        if self.own_links.is_some() {
+            std::thread::sleep(HANDOVER_GRACE);
+        }
     }
 
     fn apply_config(&mut self, config: &config::Intercept) -> Result<(), InterceptError> {
@@ -375,7 +404,10 @@ impl Interceptor {
             };
             match result {
                 Err(error) if !is_absent(&error) => {
-                    return Err(InterceptError::map("remove a destination from", "PREFIX4/PREFIX6")(error));
+                    return Err(InterceptError::map(
+                        "remove a destination from",
+                        "PREFIX4/PREFIX6",
+                    )(error));
                 }
                 _ => self.present.remove(&net),
             };
@@ -388,7 +420,10 @@ impl Interceptor {
             let values = self.loaded.counters.get(&(counter as u32), 0).ok()?;
             Some((counter.name().to_owned(), values.iter().sum()))
         };
-        Counter::ALL.iter().filter_map(|counter| value(*counter)).collect()
+        Counter::ALL
+            .iter()
+            .filter_map(|counter| value(*counter))
+            .collect()
     }
 }
 
@@ -411,7 +446,10 @@ fn keys<K: aya::Pod>(
     name: &'static str,
     read: impl Fn(&Key<K>) -> Option<IpNet>,
 ) -> Result<Vec<IpNet>, InterceptError> {
-    let keys: Vec<Key<K>> = map.keys().collect::<Result<_, _>>().map_err(InterceptError::map("read", name))?;
+    let keys: Vec<Key<K>> = map
+        .keys()
+        .collect::<Result<_, _>>()
+        .map_err(InterceptError::map("read", name))?;
     Ok(keys.iter().filter_map(read).collect())
 }
 

@@ -52,7 +52,9 @@ impl CgroupGlob {
             .map(|part| match part {
                 "" | "." | ".." => Err(wrong("has an empty, `.` or `..` component")),
                 "**" => Ok(Part::Any),
-                name if name.contains("**") => Err(wrong("has `**` inside a component; it must be a whole one")),
+                name if name.contains("**") => {
+                    Err(wrong("has `**` inside a component; it must be a whole one"))
+                }
                 name => Ok(Part::Name(name.to_owned())),
             })
             .collect::<Result<_, _>>()?;
@@ -153,10 +155,16 @@ pub(super) struct Scan {
 pub(super) fn scan(cgroups: &Cgroup2, globs: &[CgroupGlob]) -> Result<Scan, InterceptError> {
     let root = cgroups.root();
     let mut found = Scan::default();
-    let mut pending = vec![(PathBuf::from("/"), globs.iter().map(CgroupGlob::start).collect::<Vec<_>>())];
+    let mut pending = vec![(
+        PathBuf::from("/"),
+        globs.iter().map(CgroupGlob::start).collect::<Vec<_>>(),
+    )];
     while let Some((path, states)) = pending.pop() {
         if found.parents.len() >= MAX_VISITED {
-            tracing::warn!(limit = MAX_VISITED, "too many cgroups for intercept.agents.cgroups; the rest is not seen");
+            tracing::warn!(
+                limit = MAX_VISITED,
+                "too many cgroups for intercept.agents.cgroups; the rest is not seen"
+            );
             break;
         }
         let directory = cgroups.directory(&path);
@@ -164,7 +172,11 @@ pub(super) fn scan(cgroups: &Cgroup2, globs: &[CgroupGlob]) -> Result<Scan, Inte
             Ok(entries) => entries,
             // Gone between its parent's listing and now.
             Err(error) if path != Path::new("/") && is_gone(&error) => continue,
-            Err(error) => return Err(InterceptError::file("read the cgroup", root.join(directory))(error)),
+            Err(error) => {
+                return Err(InterceptError::file("read the cgroup", root.join(directory))(
+                    error,
+                ));
+            }
         };
         found.parents.push(path.clone());
         for entry in entries.flatten() {
@@ -174,8 +186,11 @@ pub(super) fn scan(cgroups: &Cgroup2, globs: &[CgroupGlob]) -> Result<Scan, Inte
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
-            let next: Vec<Vec<usize>> =
-                globs.iter().zip(&states).map(|(glob, state)| glob.step(state, &name)).collect();
+            let next: Vec<Vec<usize>> = globs
+                .iter()
+                .zip(&states)
+                .map(|(glob, state)| glob.step(state, &name))
+                .collect();
             let child = path.join(&name);
             if globs.iter().zip(&next).any(|(glob, state)| glob.accepts(state)) {
                 if let Ok(metadata) = entry.metadata() {
@@ -210,14 +225,16 @@ impl AgentWatcher {
     /// # Errors
     /// A glob that is none, no cgroup2, no inotify instance left.
     pub fn new(globs: &[String]) -> Result<Self, InterceptError> {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(call("inotify_init1"))?;
+        let inotify =
+            Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(call("inotify_init1"))?;
+        let inotify = sys::register(RawInotify(inotify)).map_err(|source| InterceptError::Call {
+            call: "registering inotify with the runtime",
+            source,
+        })?;
         let mut watcher = Self {
             cgroups: Cgroup2::find()?,
             globs: parse_globs(globs)?,
-            inotify: sys::register(RawInotify(inotify)).map_err(|source| InterceptError::Call {
-                call: "registering inotify with the runtime",
-                source,
-            })?,
+            inotify,
             known: BTreeMap::new(),
             complained: false,
         };
@@ -243,7 +260,12 @@ impl AgentWatcher {
                     source,
                 })?;
                 // What happened does not matter, the scan says what is.
-                while ready.get_inner().0.read_events().is_ok_and(|events| !events.is_empty()) {}
+                while ready
+                    .get_inner()
+                    .0
+                    .read_events()
+                    .is_ok_and(|events| !events.is_empty())
+                {}
                 ready.clear_ready();
             }
         }

@@ -96,7 +96,11 @@ pub(super) struct OwnLinks {
 }
 
 /// Attaches the accepting side's programs to our own cgroup.
-pub(super) fn attach_own(ebpf: &mut Ebpf, cgroups: &Cgroup2, cgroup: &Path) -> Result<OwnLinks, InterceptError> {
+pub(super) fn attach_own(
+    ebpf: &mut Ebpf,
+    cgroups: &Cgroup2,
+    cgroup: &Path,
+) -> Result<OwnLinks, InterceptError> {
     let path = cgroups.directory(cgroup);
     let handle = File::open(&path).map_err(InterceptError::file("open the cgroup", &path))?;
     let [sockops, sockopt] = OWN_HOOKS;

@@ -31,7 +31,9 @@ pub enum InterceptError {
     #[error("cannot load the eBPF maps (needs CAP_BPF and CAP_NET_ADMIN, kernel 5.10 or newer): {0}")]
     Object(#[source] Box<aya::EbpfError>),
     /// A program was refused.
-    #[error("cannot load the eBPF program `{program}` on kernel {kernel} (needs CAP_BPF and CAP_NET_ADMIN): {source}")]
+    #[error(
+        "cannot load the eBPF program `{program}` on kernel {kernel} (needs CAP_BPF and CAP_NET_ADMIN): {source}"
+    )]
     Program {
         /// Its name in the object.
         program: &'static str,
@@ -108,7 +110,9 @@ impl InterceptError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Unsupported(_) => ErrorKind::Unsupported,
-            Self::EmptyObject | Self::Missing(_) | Self::Selector(_) | Self::TooManyPorts(_) => ErrorKind::Internal,
+            Self::EmptyObject | Self::Missing(_) | Self::Selector(_) | Self::TooManyPorts(_) => {
+                ErrorKind::Internal
+            }
             Self::Program { source, .. } => match root_errno(source.as_ref()) {
                 Some(nix::libc::EPERM) => ErrorKind::Privilege,
                 // The verifier answers EACCES and EINVAL; E2BIG is its complexity limit.
@@ -142,7 +146,10 @@ impl InterceptError {
 fn root_errno(error: &(dyn Error + 'static)) -> Option<i32> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(code) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+        if let Some(code) = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::raw_os_error)
+        {
             return Some(code);
         }
         next = error.source();
@@ -181,13 +188,21 @@ mod tests {
         assert_eq!(program(nix::libc::EPERM).kind(), ErrorKind::Privilege);
         // EACCES from a program load is the verifier's refusal, not a missing privilege.
         assert_eq!(program(nix::libc::EACCES).kind(), ErrorKind::Unsupported);
-        assert_eq!(InterceptError::Unsupported("no cgroup2".into()).kind(), ErrorKind::Unsupported);
+        assert_eq!(
+            InterceptError::Unsupported("no cgroup2".into()).kind(),
+            ErrorKind::Unsupported
+        );
     }
 
     #[test]
     fn messages_name_path_reason_and_cure() {
         let text = file(nix::libc::EPERM).to_string();
-        for part in ["cannot create /sys/fs/cgroup/x", "not permitted", "CAP_BPF", "doctor"] {
+        for part in [
+            "cannot create /sys/fs/cgroup/x",
+            "not permitted",
+            "CAP_BPF",
+            "doctor",
+        ] {
             assert!(text.contains(part), "{text}");
         }
     }

@@ -66,7 +66,8 @@ impl Cgroup2 {
     /// The cgroup does not exist.
     pub fn id(&self, cgroup: &Path) -> Result<u64, InterceptError> {
         let directory = self.directory(cgroup);
-        let metadata = fs::metadata(&directory).map_err(InterceptError::file("find the cgroup", directory))?;
+        let metadata =
+            fs::metadata(&directory).map_err(InterceptError::file("find the cgroup", directory))?;
         Ok(metadata.ino())
     }
 }
@@ -80,7 +81,8 @@ fn mount_point(table: &str) -> Option<PathBuf> {
             let (mount, filesystem) = line.split_once(" - ")?;
             let mut fields = mount.split(' ').skip(3);
             let (root, point) = (fields.next()?, fields.next()?);
-            (filesystem.split(' ').next()? == "cgroup2" && root == "/").then(|| PathBuf::from(unescape(point)))
+            (filesystem.split(' ').next()? == "cgroup2" && root == "/")
+                .then(|| PathBuf::from(unescape(point)))
         })
         .find(|point| is_filesystem(point, CGROUP2_SUPER_MAGIC))
 }
@@ -90,7 +92,10 @@ fn unescape(text: &str) -> String {
     let mut parts = text.split('\\');
     let mut result = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        match part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+        match part
+            .get(..3)
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok())
+        {
             Some(byte) => {
                 result.push(char::from(byte));
                 result.push_str(&part[3..]);
@@ -198,8 +203,13 @@ impl PinDirectory {
             MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
             Some("mode=0700"),
         )
-        .map_err(|errno| InterceptError::file("mount a bpffs (needs CAP_SYS_ADMIN) at", &bpffs)(errno.into()))?;
-        tracing::info!(path = OWN_BPFFS, "mounted a bpffs: /sys/fs/bpf is none on this host");
+        .map_err(|errno| {
+            InterceptError::file("mount a bpffs (needs CAP_SYS_ADMIN) at", &bpffs)(errno.into())
+        })?;
+        tracing::info!(
+            path = OWN_BPFFS,
+            "mounted a bpffs: /sys/fs/bpf is none on this host"
+        );
         Ok(Self { bpffs })
     }
 }
@@ -229,8 +239,12 @@ pub(super) fn remove_directory(path: &Path) -> Result<bool, InterceptError> {
     }
 }
 
+/// True when nothing is pinned. The kernel itself puts `maps.debug` and `progs.debug` into every bpffs; nobody else can
+/// make a name with a dot there.
 fn is_empty(path: &Path) -> bool {
-    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+    fs::read_dir(path).is_ok_and(|mut entries| {
+        entries.all(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy().contains('.')))
+    })
 }
 
 #[cfg(test)]

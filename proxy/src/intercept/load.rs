@@ -20,7 +20,8 @@ use super::kernel_log::{self, KernelLog};
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agent-fips-proxy-ebpf"));
 
 /// Programs for an Agent's cgroup in the order of attachment: no connection is rewritten before the rest is in place.
-pub(super) const AGENT_HOOKS: [&str; 5] = ["handover", "getpeername4", "getpeername6", "connect4", "connect6"];
+pub(super) const AGENT_HOOKS: [&str; 5] =
+    ["handover", "getpeername4", "getpeername6", "connect4", "connect6"];
 /// Programs for the proxy's own cgroup.
 pub(super) const OWN_HOOKS: [&str; 2] = ["handover", "original_dst"];
 
@@ -118,7 +119,10 @@ const LAYOUTS: [Layout; 8] = {
     ]
 };
 
-#[expect(clippy::cast_possible_truncation, reason = "a constant of two digits; `try_from` is not const")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a constant of two digits; `try_from` is not const"
+)]
 const fn counter_count() -> u32 {
     Counter::ALL.len() as u32
 }

@@ -145,10 +145,14 @@ fn parse_membership(text: &str) -> Option<PathBuf> {
 
 /// True for a cgroup with our name and no children: a unit's, or one that we made and re-enter after an exec.
 fn is_own_leaf(cgroups: &Cgroup2, cgroup: &Path) -> bool {
-    let named = cgroup.file_name().is_some_and(|name| name.to_string_lossy().contains(NAME));
+    let named = cgroup
+        .file_name()
+        .is_some_and(|name| name.to_string_lossy().contains(NAME));
     named
         && fs::read_dir(cgroups.directory(cgroup)).is_ok_and(|entries| {
-            !entries.flatten().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            !entries
+                .flatten()
+                .any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         })
 }
 
@@ -161,14 +165,24 @@ mod tests {
         let hybrid = "2:cpu:/x\n1:name=systemd:/y\n0::/system.slice/ssh.service\n";
         assert_eq!(parse_membership(hybrid), Some("/system.slice/ssh.service".into()));
         assert_eq!(parse_membership("0::/\n"), Some("/".into()));
-        assert_eq!(parse_membership("0::/../../x\n"), None, "outside of the cgroup namespace");
+        assert_eq!(
+            parse_membership("0::/../../x\n"),
+            None,
+            "outside of the cgroup namespace"
+        );
         assert_eq!(parse_membership("1:cpu:/x\n"), None, "cgroup v1 only");
     }
 
     #[test]
     fn only_our_naming_scheme_is_removed() {
         assert!(is_made_by_us("agent-fips-proxy-4711"));
-        for other in ["agent-fips-proxy.service", "agent-fips-proxy-", "agent-fips-proxy-x1", "agent-fips-proxy", "x-1"] {
+        for other in [
+            "agent-fips-proxy.service",
+            "agent-fips-proxy-",
+            "agent-fips-proxy-x1",
+            "agent-fips-proxy",
+            "x-1",
+        ] {
             assert!(!is_made_by_us(other), "{other}");
         }
     }

@@ -49,7 +49,8 @@ impl Destinations {
         }
         let excess = self.learnt.len().saturating_sub(MAX_LEARNT);
         if excess > 0 {
-            let mut oldest: Vec<(Instant, IpAddr)> = self.learnt.iter().map(|(ip, until)| (*until, *ip)).collect();
+            let mut oldest: Vec<(Instant, IpAddr)> =
+                self.learnt.iter().map(|(ip, until)| (*until, *ip)).collect();
             oldest.sort_unstable();
             for (_, address) in oldest.into_iter().take(excess) {
                 self.learnt.remove(&address);
@@ -76,7 +77,11 @@ impl Destinations {
 
     /// Everything that is taken.
     pub fn wanted(&self) -> BTreeSet<IpNet> {
-        self.learnt.keys().map(|ip| IpNet::from(*ip)).chain(self.cidrs.iter().copied()).collect()
+        self.learnt
+            .keys()
+            .map(|ip| IpNet::from(*ip))
+            .chain(self.cidrs.iter().copied())
+            .collect()
     }
 
     /// From what is in the kernel to what is wanted.
@@ -121,7 +126,10 @@ mod tests {
         let start = Instant::now();
         let mut destinations = Destinations::default();
         destinations.learn(
-            &[(ip("203.0.113.1"), Duration::from_secs(5)), (ip("203.0.113.2"), MIN_KEEP * 3)],
+            &[
+                (ip("203.0.113.1"), Duration::from_secs(5)),
+                (ip("203.0.113.2"), MIN_KEEP * 3),
+            ],
             start,
         );
         destinations.learn(&[(ip("203.0.113.2"), Duration::ZERO)], start);
@@ -144,13 +152,20 @@ mod tests {
         assert_eq!(destinations.learn(&more, start + Duration::from_secs(1)), 1);
         let wanted = destinations.wanted();
         assert_eq!(wanted.len(), MAX_LEARNT);
-        assert!(wanted.contains(&IpNet::from(address(MAX_LEARNT))), "the newest stays");
+        assert!(
+            wanted.contains(&IpNet::from(address(MAX_LEARNT))),
+            "the newest stays"
+        );
     }
 
     #[test]
     fn static_networks_are_canonical_and_replaced() {
         let mut destinations = Destinations::default();
-        destinations.set_static(&[net("10.1.2.3/8"), net("::ffff:198.51.100.7/120"), net("2001:db8::7/64")]);
+        destinations.set_static(&[
+            net("10.1.2.3/8"),
+            net("::ffff:198.51.100.7/120"),
+            net("2001:db8::7/64"),
+        ]);
         assert_eq!(
             destinations.wanted(),
             [net("10.0.0.0/8"), net("198.51.100.0/24"), net("2001:db8::/64")].into()

@@ -63,7 +63,9 @@ pub fn checks() -> Vec<Check> {
 /// it later checks fail for that reason.
 pub fn obstacle(rows: &[Check]) -> Option<&Check> {
     let failed = || rows.iter().filter(|row| row.required && !row.ok);
-    failed().find(|row| row.capability.is_some()).or_else(|| failed().next())
+    failed()
+        .find(|row| row.capability.is_some())
+        .or_else(|| failed().next())
 }
 
 /// A capability, the calls that need it, and whether CAP_SYS_ADMIN includes it.
@@ -98,7 +100,11 @@ fn capability(needed: &Needed) -> Check {
     let mut check = Check::new(
         &name,
         ok,
-        if ok { "effective".to_owned() } else { format!("missing; needed for {}", needed.calls) },
+        if ok {
+            "effective".to_owned()
+        } else {
+            format!("missing; needed for {}", needed.calls)
+        },
         "run as root, or add it to AmbientCapabilities= of the unit or to securityContext.capabilities.add",
     );
     if !ok {
@@ -118,7 +124,9 @@ fn kernel_version(release: &str) -> Check {
         "kernel",
         ok,
         release,
-        &format!("interception needs Linux {major}.{minor} or newer; use the explicit ports (fips.* settings) instead"),
+        &format!(
+            "interception needs Linux {major}.{minor} or newer; use the explicit ports (fips.* settings) instead"
+        ),
     )
 }
 
@@ -145,12 +153,19 @@ fn membership() -> Check {
         Ok(path) => (true, path.display().to_string()),
         Err(error) => (false, error.to_string()),
     };
-    Check::new("own cgroup", ok, detail, "start the proxy inside the cgroup namespace of the host")
+    Check::new(
+        "own cgroup",
+        ok,
+        detail,
+        "start the proxy inside the cgroup namespace of the host",
+    )
 }
 
 fn bpffs() -> Check {
     let name = "bpffs";
-    if let Some(path) = ["/sys/fs/bpf", OWN_BPFFS].into_iter().find(|path| is_filesystem(Path::new(path), BPF_FS_MAGIC))
+    if let Some(path) = ["/sys/fs/bpf", OWN_BPFFS]
+        .into_iter()
+        .find(|path| is_filesystem(Path::new(path), BPF_FS_MAGIC))
     {
         return Check::new(name, true, path, "");
     }
@@ -177,8 +192,16 @@ fn programs() -> Check {
             true,
             format!(
                 "loadable; refusal by {}; namespaces told apart in sockops: {}",
-                if features.set_retval { "ECONNREFUSED" } else { "EPERM (before 5.18)" },
-                if features.sockops_netns_cookie { "yes" } else { "no (before 5.15)" },
+                if features.set_retval {
+                    "ECONNREFUSED"
+                } else {
+                    "EPERM (before 5.18)"
+                },
+                if features.sockops_netns_cookie {
+                    "yes"
+                } else {
+                    "no (before 5.15)"
+                },
             ),
         ),
         Err(error) => (false, error.to_string()),

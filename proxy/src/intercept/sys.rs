@@ -22,8 +22,16 @@ pub(super) fn detached_cgroup2() -> io::Result<OwnedFd> {
     let context = owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), CLOEXEC) })?;
     let null = std::ptr::null::<libc::c_char>();
     // SAFETY: CMD_CREATE takes no key, value or auxiliary. No safe binding exists.
-    let created =
-        unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), CMD_CREATE, null, null, 0 as c_int) };
+    let created = unsafe {
+        libc::syscall(
+            libc::SYS_fsconfig,
+            context.as_raw_fd(),
+            CMD_CREATE,
+            null,
+            null,
+            0 as c_int,
+        )
+    };
     if created < 0 {
         return Err(io::Error::last_os_error());
     }

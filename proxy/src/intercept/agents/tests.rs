@@ -49,7 +49,10 @@ fn refused() {
         ("/a/b**", "whole"),
     ] {
         let error = CgroupGlob::parse(text).unwrap_err().to_string();
-        assert!(error.contains(part) && error.contains("intercept.agents.cgroups"), "{text}: {error}");
+        assert!(
+            error.contains(part) && error.contains("intercept.agents.cgroups"),
+            "{text}: {error}"
+        );
     }
 }
 
