@@ -4,6 +4,7 @@ mod metrics;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -152,6 +153,8 @@ impl<'a> Launch<'a> {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // Ctrl-C at a terminal is for us; we stop the proxy.
+            .process_group(0)
             .spawn()
             .context("cannot start the proxy")?;
         let log = Arc::new(Mutex::new(Vec::new()));
