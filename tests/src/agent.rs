@@ -1,5 +1,6 @@
 //! Clients: curl, which nobody here wrote, the PyPI package `datadog`, and our load client `agent-load`.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -69,6 +70,7 @@ impl Load {
         let child = enter(cgroup, command)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .process_group(0)
             .spawn()
             .context("cannot start agent-load")?;
         Ok(Self { child })

@@ -35,11 +35,12 @@ impl Objects {
 
     /// Those that the kernel still has.
     pub fn still_loaded(&self) -> Result<Self> {
-        let mut left = Self::default();
         // An object can go between being listed and being asked about: such an error means "gone".
-        left.programs = loaded_programs().flatten().map(|p| p.id()).collect();
-        left.maps = loaded_maps().flatten().map(|m| m.id()).collect();
-        left.links = loaded_links().flatten().map(|l| l.id()).collect();
+        let mut left = Self {
+            programs: loaded_programs().flatten().map(|p| p.id()).collect(),
+            maps: loaded_maps().flatten().map(|m| m.id()).collect(),
+            links: loaded_links().flatten().map(|l| l.id()).collect(),
+        };
         left.programs.retain(|id| self.programs.contains(id));
         left.maps.retain(|id| self.maps.contains(id));
         left.links.retain(|id| self.links.contains(id));

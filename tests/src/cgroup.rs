@@ -21,6 +21,7 @@ impl Cgroup {
     /// Makes `/afp-test-<pid>-<n>/<name>`; each call has a parent of its own, so that tests cannot select each other.
     pub fn new(name: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        sweep()?;
         let inside = format!(
             "/afp-test-{}-{}/{name}",
             std::process::id(),
@@ -100,6 +101,21 @@ pub fn mount() -> Result<PathBuf> {
             (right.split(' ').next()? == "cgroup2").then(|| left.split(' ').nth(4).map(PathBuf::from))?
         })
         .context("no cgroup2 mount in /proc/self/mountinfo")
+}
+
+/// Removes what a killed test left: cgroups of ours whose maker is gone. One that still has processes stays.
+fn sweep() -> Result<()> {
+    for entry in std::fs::read_dir(mount()?)?.flatten() {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        let maker = name
+            .strip_prefix("afp-test-")
+            .and_then(|rest| rest.split('-').next())
+            .map(str::to_owned);
+        if maker.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = remove_tree(&entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// Removes a cgroup and the empty ones below it that the proxy may have made.

@@ -4,7 +4,8 @@ mod metrics;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,12 +28,15 @@ const START: Duration = Duration::from_secs(30);
 
 /// The binary: `AGENT_FIPS_PROXY_BIN`, or the one that cargo built in our profile.
 pub fn binary() -> Result<PathBuf> {
-    match std::env::var_os("AGENT_FIPS_PROXY_BIN") {
-        Some(path) => {
-            std::fs::canonicalize(&path).with_context(|| format!("AGENT_FIPS_PROXY_BIN={}", path.display()))
-        }
-        None => sibling("agent-fips-proxy"),
-    }
+    let Some(path) = std::env::var_os("AGENT_FIPS_PROXY_BIN") else {
+        return sibling("agent-fips-proxy");
+    };
+    // cargo runs a suite in its package's folder; whoever set the variable stood in the checkout.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("no checkout")?;
+    std::fs::canonicalize(root.join(&path))
+        .with_context(|| format!("AGENT_FIPS_PROXY_BIN={}", path.display()))
 }
 
 /// How to start the proxy.
@@ -152,6 +156,8 @@ impl<'a> Launch<'a> {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // Ctrl-C at a terminal is for us; we stop the proxy.
+            .process_group(0)
             .spawn()
             .context("cannot start the proxy")?;
         let log = Arc::new(Mutex::new(Vec::new()));

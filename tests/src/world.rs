@@ -46,6 +46,7 @@ pub const PORTS: &[(u16, &str, &str)] = &[
 ];
 
 /// How a world differs from the usual one.
+#[derive(Clone, Copy)]
 pub struct Setup {
     /// What is wrong with the intake's certificate.
     pub fault: Fault,

@@ -368,7 +368,7 @@ fn module_binary_is_hardened() -> Result<()> {
     let flags = |line: &str| {
         line.split_whitespace()
             .skip(6)
-            .take_while(|w| !w.starts_with("0x"))
+            .take_while(|word| !word.starts_with(|c: char| c.is_ascii_digit()))
             .collect::<String>()
     };
     for line in segments.lines().map(str::trim) {

@@ -1,7 +1,15 @@
 //! `cargo xtask`: every developer and CI action as one typed verb. Run `cargo xtask help` for the list.
 
+mod audit;
+mod build;
+mod ci;
+mod demo;
+mod lint;
 mod setup;
 mod sh;
+mod test;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -17,10 +25,44 @@ struct Cli {
 enum Verb {
     /// Install what is missing to build and test: C tools for the FIPS module, the eBPF compiler pair, bpf-linker
     Setup(setup::Options),
+    /// Build the release binary at target/release/agent-fips-proxy
+    Build(build::Options),
+    /// Compile the eBPF programs alone, as the build of the proxy does
+    BuildEbpf(build::EbpfOptions),
+    /// Show the main job for real, in namespaces of its own: agent, eBPF, proxy, TLS intake (root)
+    Demo(demo::Options),
+    /// Run the unit tests and the suites of tests/ with the real binary (suites that need root say so)
+    Test(test::Options),
+    /// Check formatting, clippy and the rules of this repository
+    Lint(lint::Options),
+    /// Prove of the release build: the module and only it, no banned crate, no unexplained advisory, hardening
+    Audit(audit::Options),
+    /// What CI runs: lint, test, audit
+    Ci(ci::Options),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().verb {
+fn main() -> ExitCode {
+    match run(Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> anyhow::Result<()> {
+    if !matches!(verb, Verb::Setup(_)) {
+        setup::run(&setup::Options::default())?;
+    }
+    match verb {
         Verb::Setup(options) => setup::run(&options),
+        Verb::Build(options) => build::run(&options),
+        Verb::BuildEbpf(options) => build::ebpf(&options),
+        Verb::Demo(options) => demo::run(&options),
+        Verb::Test(options) => test::run(&options),
+        Verb::Lint(options) => lint::run(&options),
+        Verb::Audit(options) => audit::run(&options),
+        Verb::Ci(options) => ci::run(&options),
     }
 }
