@@ -37,10 +37,16 @@ pub enum Exit {
 impl Exit {
     /// From the number that another process of ours ended with.
     pub fn from_code(code: u8) -> Self {
-        [Self::Ok, Self::Usage, Self::Unavailable, Self::NoPermission, Self::Config]
-            .into_iter()
-            .find(|exit| *exit as u8 == code)
-            .unwrap_or(Self::Internal)
+        [
+            Self::Ok,
+            Self::Usage,
+            Self::Unavailable,
+            Self::NoPermission,
+            Self::Config,
+        ]
+        .into_iter()
+        .find(|exit| *exit as u8 == code)
+        .unwrap_or(Self::Internal)
     }
 
     /// What a failure of interception means for whoever started us.

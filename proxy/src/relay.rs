@@ -30,9 +30,9 @@ mod timer;
 mod tunnel;
 pub mod upstream;
 
+use crate::tls::{self, Negotiated};
 pub use origin::kernel_original_dst;
 use outcome::{ConnectionRecord, RequestRecord, Via};
-use crate::tls::{self, Negotiated};
 use upstream::connect::Handshake;
 use upstream::resolve::Resolver;
 

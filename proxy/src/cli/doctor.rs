@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::{Exit, InputArgs};
 use crate::intercept::preflight::{self, Check};
-use crate::tls::module;
 use crate::supervise::listeners;
+use crate::tls::module;
 use crate::{supervise::admin, tls};
 
 /// `doctor`
@@ -36,7 +36,9 @@ pub(super) fn run(args: &DoctorArgs, inputs: &InputArgs) -> Exit {
     let config = &loaded.config;
     let kernel = preflight::checks();
     let interception = kernel.iter().all(|check| check.ok || !check.required);
-    let lacks_capability = kernel.iter().any(|check| !check.ok && check.required && check.capability.is_some());
+    let lacks_capability = kernel
+        .iter()
+        .any(|check| !check.ok && check.required && check.capability.is_some());
     let mut checks = kernel;
     checks.push(crypto_module());
     checks.push(trust(config));
@@ -46,7 +48,11 @@ pub(super) fn run(args: &DoctorArgs, inputs: &InputArgs) -> Exit {
     let ports_free = ports.iter().all(|check| check.ok);
     checks.extend(ports);
     let all = checks.iter().all(|check| check.ok || !check.required);
-    let report = Report { interception, ports: ports_free, checks };
+    let report = Report {
+        interception,
+        ports: ports_free,
+        checks,
+    };
     if args.json {
         match serde_json::to_string_pretty(&report) {
             Ok(text) => println!("{text}"),
@@ -66,9 +72,17 @@ fn crypto_module() -> Check {
     match module::start() {
         Ok(module) => good(
             "crypto module",
-            format!("{}, certificate {}", module.version, module.certificate.as_deref().unwrap_or("none")),
+            format!(
+                "{}, certificate {}",
+                module.version,
+                module.certificate.as_deref().unwrap_or("none")
+            ),
         ),
-        Err(error) => bad("crypto module", error.to_string(), "reinstall the package: the program is damaged"),
+        Err(error) => bad(
+            "crypto module",
+            error.to_string(),
+            "reinstall the package: the program is damaged",
+        ),
     }
 }
 
@@ -76,9 +90,16 @@ fn trust(config: &crate::config::Config) -> Check {
     match tls::Client::new(&config.upstream) {
         Ok(client) => {
             let roots = client.roots();
-            good("trust roots", format!("{} certificates ({})", roots.count, roots.source))
+            good(
+                "trust roots",
+                format!("{} certificates ({})", roots.count, roots.source),
+            )
         }
-        Err(error) => bad("trust roots", error.to_string(), "install ca-certificates, or set upstream.ca_file"),
+        Err(error) => bad(
+            "trust roots",
+            error.to_string(),
+            "install ca-certificates, or set upstream.ca_file",
+        ),
     }
 }
 
@@ -108,11 +129,25 @@ fn owner(address: SocketAddr) -> String {
 }
 
 fn good(name: &str, detail: String) -> Check {
-    Check { name: name.to_owned(), ok: true, required: true, detail, cure: String::new(), capability: None }
+    Check {
+        name: name.to_owned(),
+        ok: true,
+        required: true,
+        detail,
+        cure: String::new(),
+        capability: None,
+    }
 }
 
 fn bad(name: &str, detail: String, cure: &str) -> Check {
-    Check { name: name.to_owned(), ok: false, required: true, detail, cure: cure.to_owned(), capability: None }
+    Check {
+        name: name.to_owned(),
+        ok: false,
+        required: true,
+        detail,
+        cure: cure.to_owned(),
+        capability: None,
+    }
 }
 
 fn print(report: &Report) {
@@ -128,5 +163,8 @@ fn print(report: &Report) {
         }
     }
     println!();
-    println!("interception will {}", if report.interception { "work" } else { "NOT work" });
+    println!(
+        "interception will {}",
+        if report.interception { "work" } else { "NOT work" }
+    );
 }

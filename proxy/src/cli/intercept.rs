@@ -35,7 +35,11 @@ pub(super) fn run(args: &InterceptArgs, inputs: &InputArgs) -> Exit {
     };
     match admin::ask(socket, request) {
         Ok(Answer::Ok(body)) => {
-            let state = if request == Request::Status { &body["interception"] } else { &body };
+            let state = if request == Request::Status {
+                &body["interception"]
+            } else {
+                &body
+            };
             let attached = state["attached"].as_bool().unwrap_or_default();
             println!("interception is {}", if attached { "on" } else { "off" });
             if let Some(detail) = state["detail"].as_str() {
@@ -48,20 +52,25 @@ pub(super) fn run(args: &InterceptArgs, inputs: &InputArgs) -> Exit {
             Exit::Unavailable
         }
         // Nobody runs: the policy that a stopped proxy left in the kernel can still be switched off.
-        Err(error) if matches!(args.verb, InterceptVerb::Off) && nobody_there(&error) => match intercept::uninstall() {
-            Ok(report) => {
-                print!("no proxy is running; {report}");
-                Exit::Ok
+        Err(error) if matches!(args.verb, InterceptVerb::Off) && nobody_there(&error) => {
+            match intercept::uninstall() {
+                Ok(report) => {
+                    print!("no proxy is running; {report}");
+                    Exit::Ok
+                }
+                Err(error) => {
+                    eprintln!("agent-fips-proxy: {error}");
+                    Exit::from_intercept(&error)
+                }
             }
-            Err(error) => {
-                eprintln!("agent-fips-proxy: {error}");
-                Exit::from_intercept(&error)
-            }
-        },
+        }
         Err(error) => super::status::unreachable(socket, &error),
     }
 }
 
 fn nobody_there(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused)
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+    )
 }

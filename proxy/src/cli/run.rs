@@ -28,7 +28,11 @@ pub(super) fn run(inputs: &InputArgs) -> Exit {
         tracing::warn!("{warning}");
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), site = %loaded.config.site, "agent-fips-proxy starts");
-    for setting in loaded.settings.iter().filter(|setting| setting.source != Source::Default) {
+    for setting in loaded
+        .settings
+        .iter()
+        .filter(|setting| setting.source != Source::Default)
+    {
         tracing::info!(key = %setting.key, value = %setting.value, source = %setting.source, "configured");
     }
     master::run(loaded, reloader)

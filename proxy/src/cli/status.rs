@@ -62,7 +62,10 @@ impl Report {
             site: config.site.to_string(),
             ready: not_ready.is_empty(),
             not_ready,
-            master: Process { pid: master.pid, uptime_seconds: None },
+            master: Process {
+                pid: master.pid,
+                uptime_seconds: None,
+            },
             worker: None,
             module: None,
             roots: None,
@@ -75,7 +78,10 @@ impl Report {
             worker_restarts: master.worker_restarts,
         };
         if let Some(worker) = worker {
-            report.worker = Some(Process { pid: worker.pid, uptime_seconds: Some(worker.uptime_seconds) });
+            report.worker = Some(Process {
+                pid: worker.pid,
+                uptime_seconds: Some(worker.uptime_seconds),
+            });
             report.module = Some(worker.module);
             report.roots = Some(worker.roots);
             report.connections = worker.connections;
@@ -111,7 +117,9 @@ pub(super) fn run(args: &StatusArgs, inputs: &InputArgs) -> Exit {
             Exit::Ok
         }
         Err(error) => {
-            eprintln!("agent-fips-proxy: the running proxy is of another version and answers differently: {error}");
+            eprintln!(
+                "agent-fips-proxy: the running proxy is of another version and answers differently: {error}"
+            );
             Exit::Internal
         }
     }
@@ -122,11 +130,15 @@ pub(super) fn unreachable(socket: &Path, error: &std::io::Error) -> Exit {
     let path = socket.display();
     match error.kind() {
         std::io::ErrorKind::PermissionDenied => {
-            eprintln!("agent-fips-proxy: no permission to open {path}: run as root, or as the user the proxy runs as");
+            eprintln!(
+                "agent-fips-proxy: no permission to open {path}: run as root, or as the user the proxy runs as"
+            );
             Exit::NoPermission
         }
         std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
-            eprintln!("agent-fips-proxy: no proxy answers at {path} (status.socket): is it running? systemctl status agent-fips-proxy");
+            eprintln!(
+                "agent-fips-proxy: no proxy answers at {path} (status.socket): is it running? systemctl status agent-fips-proxy"
+            );
             Exit::Unavailable
         }
         _ => {
@@ -150,14 +162,21 @@ fn print(report: &Report) {
     println!("master           pid {}", report.master.pid);
     if let Some(worker) = &report.worker {
         let up = worker.uptime_seconds.unwrap_or_default();
-        println!("worker           pid {}, up {up} s, replaced {} times", worker.pid, report.worker_restarts);
+        println!(
+            "worker           pid {}, up {up} s, replaced {} times",
+            worker.pid, report.worker_restarts
+        );
     }
     println!("connections      {}", report.connections);
     print_interception(&report.interception);
     println!("\nlisteners");
     for listener in &report.listeners {
         let state = listener.error.as_deref().unwrap_or("bound");
-        println!("  {:<22} {:<24} {state}", listener.name, listener.address.to_string());
+        println!(
+            "  {:<22} {:<24} {state}",
+            listener.name,
+            listener.address.to_string()
+        );
     }
     if !report.products.is_empty() {
         println!("\nproducts               ok     failed   bytes up     bytes down");
@@ -176,7 +195,10 @@ fn print(report: &Report) {
     if !report.upstream_tls.is_empty() {
         println!("\nTLS towards intakes");
         for tls in &report.upstream_tls {
-            println!("  {} {} {}: {} handshakes", tls.version, tls.suite, tls.group, tls.handshakes);
+            println!(
+                "  {} {} {}: {} handshakes",
+                tls.version, tls.suite, tls.group, tls.handshakes
+            );
         }
     }
 }

@@ -37,8 +37,12 @@ impl fmt::Display for UninstallReport {
         if self.is_empty() {
             return writeln!(f, "nothing of ours was left in the kernel");
         }
-        let parts =
-            [("link", &self.links), ("map", &self.maps), ("directory", &self.directories), ("cgroup", &self.cgroups)];
+        let parts = [
+            ("link", &self.links),
+            ("map", &self.maps),
+            ("directory", &self.directories),
+            ("cgroup", &self.cgroups),
+        ];
         for (what, paths) in parts {
             for path in paths {
                 writeln!(f, "removed {what} {}", path.display())?;

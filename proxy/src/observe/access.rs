@@ -28,7 +28,10 @@ struct Limit {
 impl AccessLog {
     /// `enabled` is `log.access`; failures are told in either case.
     pub fn new(enabled: bool) -> Self {
-        Self { enabled, limits: Mutex::default() }
+        Self {
+            enabled,
+            limits: Mutex::default(),
+        }
     }
 
     /// One request.
@@ -113,8 +116,15 @@ impl AccessLog {
     /// `Some(how many were kept back since the last)` when a line may be written.
     fn allow(&self, kind: &'static str, outcome: Outcome) -> Option<u64> {
         let now = Instant::now();
-        let mut limits = self.limits.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let limit = limits.entry((kind, outcome)).or_insert(Limit { since: now, written: 0, suppressed: 0 });
+        let mut limits = self
+            .limits
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let limit = limits.entry((kind, outcome)).or_insert(Limit {
+            since: now,
+            written: 0,
+            suppressed: 0,
+        });
         if now.duration_since(limit.since) >= WINDOW {
             limit.since = now;
             limit.written = 0;
@@ -135,10 +145,18 @@ mod tests {
     #[test]
     fn a_flood_of_one_failure_is_told_a_few_times_and_counted() {
         let log = AccessLog::new(false);
-        let told = (0..100).filter(|_| log.allow("logs", Outcome::UpstreamTls).is_some()).count();
+        let told = (0..100)
+            .filter(|_| log.allow("logs", Outcome::UpstreamTls).is_some())
+            .count();
         assert_eq!(told, 5);
-        assert!(log.allow("logs", Outcome::UpstreamConnect).is_some(), "another failure is told");
-        assert!(log.allow("traces", Outcome::UpstreamTls).is_some(), "another product is told");
+        assert!(
+            log.allow("logs", Outcome::UpstreamConnect).is_some(),
+            "another failure is told"
+        );
+        assert!(
+            log.allow("traces", Outcome::UpstreamTls).is_some(),
+            "another product is told"
+        );
         let mut limits = log.limits.lock().unwrap();
         let limit = limits.get_mut(&("logs", Outcome::UpstreamTls)).unwrap();
         limit.since = Instant::now().checked_sub(WINDOW).unwrap();

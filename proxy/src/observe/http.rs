@@ -48,7 +48,12 @@ pub async fn serve(listeners: Vec<StdListener>, facts: Arc<Facts>, mut drain: wa
     for listener in listeners {
         match TcpListener::from_std(listener) {
             Ok(listener) => {
-                tokio::task::spawn_local(accept(listener, Arc::clone(&facts), Arc::clone(&slots), drain.clone()));
+                tokio::task::spawn_local(accept(
+                    listener,
+                    Arc::clone(&facts),
+                    Arc::clone(&slots),
+                    drain.clone(),
+                ));
             }
             Err(error) => tracing::error!(%error, "cannot serve the status port"),
         }
@@ -57,7 +62,12 @@ pub async fn serve(listeners: Vec<StdListener>, facts: Arc<Facts>, mut drain: wa
     let _ = drain.wait_for(|draining| *draining).await;
 }
 
-async fn accept(listener: TcpListener, facts: Arc<Facts>, slots: Arc<Semaphore>, mut drain: watch::Receiver<bool>) {
+async fn accept(
+    listener: TcpListener,
+    facts: Arc<Facts>,
+    slots: Arc<Semaphore>,
+    mut drain: watch::Receiver<bool>,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -71,7 +81,9 @@ async fn accept(listener: TcpListener, facts: Arc<Facts>, slots: Arc<Semaphore>,
                 continue;
             }
         };
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else { continue };
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+            continue;
+        };
         let facts = Arc::clone(&facts);
         tokio::task::spawn_local(async move {
             let _slot = slot;
@@ -80,7 +92,9 @@ async fn accept(listener: TcpListener, facts: Arc<Facts>, slots: Arc<Semaphore>,
                 async move { Ok::<_, Infallible>(answer) }
             });
             let mut builder = http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+            builder
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT);
             if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
                 tracing::debug!(%error, "status connection ended early");
             }
@@ -90,7 +104,11 @@ async fn accept(listener: TcpListener, facts: Arc<Facts>, slots: Arc<Semaphore>,
 
 fn answer(request: &Request<Incoming>, facts: &Facts) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", "only GET and HEAD\n".to_owned());
+        return text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain; charset=utf-8",
+            "only GET and HEAD\n".to_owned(),
+        );
     }
     match request.uri().path() {
         "/" => text(StatusCode::OK, "text/html; charset=utf-8", page::render(facts)),
@@ -119,12 +137,23 @@ fn text(status: StatusCode, content_type: &'static str, body: String) -> Respons
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
-    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(content_type),
+    );
+    headers.insert(
+        header::CACHE_CONTROL,
+        header::HeaderValue::from_static("no-store"),
+    );
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        header::HeaderValue::from_static("nosniff"),
+    );
     headers.insert(
         header::CONTENT_SECURITY_POLICY,
-        header::HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
+        header::HeaderValue::from_static(
+            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+        ),
     );
     response
 }

@@ -26,7 +26,9 @@ pub fn start(log: &Log) {
     let output = fmt::layer().with_writer(std::io::stderr);
     let started = match log.format {
         LogFormat::Json => registry.with(output.json().flatten_event(false)).try_init(),
-        LogFormat::Text => registry.with(output.with_ansi(std::io::stderr().is_terminal())).try_init(),
+        LogFormat::Text => registry
+            .with(output.with_ansi(std::io::stderr().is_terminal()))
+            .try_init(),
     };
     if started.is_ok() {
         let _ = LEVEL.set(handle);

@@ -22,7 +22,21 @@ use crate::tls::{ModuleStatus, Negotiated};
 
 /// Upper bounds of the latency buckets, in seconds: from a request answered on the same host to the longest response
 /// time-out that makes sense.
-const BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, f64::INFINITY];
+const BUCKETS: [f64; 13] = [
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    5.0,
+    30.0,
+    f64::INFINITY,
+];
 /// Status classes: none sent, 1xx to 5xx.
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 const VIAS: [Via; 2] = [Via::Explicit, Via::Cgroup];
@@ -85,7 +99,11 @@ impl Metrics {
         });
         let mut registry = Registry::with_prefix("agent_fips_proxy");
         registry.register_collector(Box::new(Arc::clone(&counters)));
-        Self { counters, registry, access: AccessLog::new(access) }
+        Self {
+            counters,
+            registry,
+            access: AccessLog::new(access),
+        }
     }
 
     /// The text of `/metrics`.
@@ -98,12 +116,20 @@ impl Metrics {
 
     /// What the master said last.
     pub fn master(&self) -> MasterStatus {
-        self.counters.master.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.counters
+            .master
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The master's state changed.
     pub fn set_master(&self, status: MasterStatus) {
-        *self.counters.master.write().unwrap_or_else(PoisonError::into_inner) = status;
+        *self
+            .counters
+            .master
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = status;
     }
 
     /// The module whose tests this worker passed.
@@ -129,7 +155,8 @@ impl Metrics {
                     let mut sum = 0;
                     for via in 0..VIAS.len() {
                         for class in 0..CLASSES.len() {
-                            sum += counters.requests[request_index(product, via, outcome, class)].load(Relaxed);
+                            sum +=
+                                counters.requests[request_index(product, via, outcome, class)].load(Relaxed);
                         }
                     }
                     if sum > 0 {
@@ -149,7 +176,11 @@ impl Metrics {
 
     /// Handshakes towards intakes by what they agreed on.
     pub fn upstream_tls(&self) -> Vec<UpstreamTlsStatus> {
-        let handshakes = self.counters.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        let handshakes = self
+            .counters
+            .handshakes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         handshakes
             .iter()
             .map(|((version, suite, group), handshakes)| UpstreamTlsStatus {
@@ -167,7 +198,8 @@ impl Recorder for Metrics {
         let c = &self.counters;
         let product = product_index(r.product);
         let class = usize::from(r.status / 100).min(CLASSES.len() - 1);
-        c.requests[request_index(product, via_index(r.via), outcome_index(r.outcome), class)].fetch_add(1, Relaxed);
+        c.requests[request_index(product, via_index(r.via), outcome_index(r.outcome), class)]
+            .fetch_add(1, Relaxed);
         let row = &c.products[product];
         row.bytes_up.fetch_add(r.bytes_up, Relaxed);
         row.bytes_down.fetch_add(r.bytes_down, Relaxed);
@@ -184,7 +216,10 @@ impl Recorder for Metrics {
 
     fn connection(&self, r: &ConnectionRecord) {
         let via = via_index(r.via);
-        let decision = DECISIONS.iter().position(|d| *d == r.decision).unwrap_or(DECISIONS.len() - 1);
+        let decision = DECISIONS
+            .iter()
+            .position(|d| *d == r.decision)
+            .unwrap_or(DECISIONS.len() - 1);
         let index = (via * DECISIONS.len() + decision) * OUTCOMES + outcome_index(r.outcome);
         self.counters.connections[index].fetch_add(1, Relaxed);
         self.counters.closed[via].fetch_add(1, Relaxed);
@@ -198,7 +233,13 @@ impl Recorder for Metrics {
     fn upstream_connected(&self, tls: &Negotiated) {
         let group = tls.group.clone().unwrap_or_else(|| "-".to_owned());
         let key = (tls.version.clone(), tls.suite.clone(), group);
-        *self.counters.handshakes.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_insert(0) += 1;
+        *self
+            .counters
+            .handshakes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(key)
+            .or_insert(0) += 1;
     }
 }
 
@@ -216,13 +257,18 @@ type Encoded = Result<(), std::fmt::Error>;
 
 impl Counters {
     fn encode_requests(&self, e: &mut DescriptorEncoder) -> Encoded {
-        let mut family =
-            e.encode_descriptor("requests", "Requests by product, way in, outcome and class of the status sent", None, MetricType::Counter)?;
+        let mut family = e.encode_descriptor(
+            "requests",
+            "Requests by product, way in, outcome and class of the status sent",
+            None,
+            MetricType::Counter,
+        )?;
         for product in 0..PRODUCTS {
             for (via_at, via) in VIAS.iter().enumerate() {
                 for (outcome_at, outcome) in Outcome::ALL.iter().enumerate() {
                     for (class_at, class) in CLASSES.iter().enumerate() {
-                        let n = self.requests[request_index(product, via_at, outcome_at, class_at)].load(Relaxed);
+                        let n =
+                            self.requests[request_index(product, via_at, outcome_at, class_at)].load(Relaxed);
                         if n > 0 {
                             let labels = [
                                 ("product", product_name(product)),
@@ -239,7 +285,11 @@ impl Counters {
         let mut family = e.encode_descriptor("bytes", "Body bytes relayed", None, MetricType::Counter)?;
         for (product, row) in self.used_products() {
             for (direction, n) in [("up", &row.bytes_up), ("down", &row.bytes_down)] {
-                encode_counter(&mut family, &[("direction", direction), ("product", product)], n.load(Relaxed))?;
+                encode_counter(
+                    &mut family,
+                    &[("direction", direction), ("product", product)],
+                    n.load(Relaxed),
+                )?;
             }
         }
         let mut family = e.encode_descriptor(
@@ -249,33 +299,56 @@ impl Counters {
             MetricType::Histogram,
         )?;
         for (product, row) in self.used_products() {
-            let buckets: Vec<(f64, u64)> =
-                BUCKETS.iter().zip(&row.buckets).map(|(bound, n)| (*bound, n.load(Relaxed))).collect();
+            let buckets: Vec<(f64, u64)> = BUCKETS
+                .iter()
+                .zip(&row.buckets)
+                .map(|(bound, n)| (*bound, n.load(Relaxed)))
+                .collect();
             let count = buckets.iter().map(|(_, n)| n).sum();
             let sum = Duration::from_micros(row.micros.load(Relaxed)).as_secs_f64();
             let labels = [("product", product)];
-            family.encode_family(&labels)?.encode_histogram::<NoLabels>(sum, count, &buckets, None)?;
+            family
+                .encode_family(&labels)?
+                .encode_histogram::<NoLabels>(sum, count, &buckets, None)?;
         }
         let retries = self.retries.load(Relaxed);
-        encode_lone_counter(e, "upstream_retries", "Upstream attempts beyond the first", retries)
+        encode_lone_counter(
+            e,
+            "upstream_retries",
+            "Upstream attempts beyond the first",
+            retries,
+        )
     }
 
     fn encode_connections(&self, e: &mut DescriptorEncoder) -> Encoded {
-        let mut family =
-            e.encode_descriptor("connections", "Client connections that ended, by what was done with them", None, MetricType::Counter)?;
+        let mut family = e.encode_descriptor(
+            "connections",
+            "Client connections that ended, by what was done with them",
+            None,
+            MetricType::Counter,
+        )?;
         for (via_at, via) in VIAS.iter().enumerate() {
             for (decision_at, decision) in DECISIONS.iter().enumerate() {
                 for (outcome_at, outcome) in Outcome::ALL.iter().enumerate() {
                     let index = (via_at * DECISIONS.len() + decision_at) * OUTCOMES + outcome_at;
                     let n = self.connections[index].load(Relaxed);
                     if n > 0 {
-                        let labels = [("via", via.label()), ("decision", *decision), ("outcome", outcome.label())];
+                        let labels = [
+                            ("via", via.label()),
+                            ("decision", *decision),
+                            ("outcome", outcome.label()),
+                        ];
                         encode_counter(&mut family, &labels, n)?;
                     }
                 }
             }
         }
-        let mut family = e.encode_descriptor("open_connections", "Client connections open now", None, MetricType::Gauge)?;
+        let mut family = e.encode_descriptor(
+            "open_connections",
+            "Client connections open now",
+            None,
+            MetricType::Gauge,
+        )?;
         for (at, via) in VIAS.iter().enumerate() {
             let closed = self.closed[at].load(Relaxed);
             let open = self.opened[at].load(Relaxed).saturating_sub(closed);
@@ -285,16 +358,30 @@ impl Counters {
     }
 
     fn encode_upstream(&self, e: &mut DescriptorEncoder) -> Encoded {
-        let mut family =
-            e.encode_descriptor("upstream_tls", "TLS handshakes towards intakes by what they agreed on", None, MetricType::Counter)?;
+        let mut family = e.encode_descriptor(
+            "upstream_tls",
+            "TLS handshakes towards intakes by what they agreed on",
+            None,
+            MetricType::Counter,
+        )?;
         let handshakes = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
         for ((version, suite, group), n) in handshakes.iter() {
-            let labels = [("version", version.as_str()), ("suite", suite.as_str()), ("group", group.as_str())];
+            let labels = [
+                ("version", version.as_str()),
+                ("suite", suite.as_str()),
+                ("group", group.as_str()),
+            ];
             encode_counter(&mut family, &labels, *n)?;
         }
-        let mut family = e.encode_descriptor("module", "The crypto module in use", None, MetricType::Gauge)?;
-        let labels =
-            [("version", self.module.version.as_str()), ("certificate", self.module.certificate.as_deref().unwrap_or("none"))];
+        let mut family =
+            e.encode_descriptor("module", "The crypto module in use", None, MetricType::Gauge)?;
+        let labels = [
+            ("version", self.module.version.as_str()),
+            (
+                "certificate",
+                self.module.certificate.as_deref().unwrap_or("none"),
+            ),
+        ];
         encode_gauge(&mut family, &labels, 1)?;
         let mut family = e.encode_descriptor("build", "This program", None, MetricType::Gauge)?;
         encode_gauge(&mut family, &[("version", env!("CARGO_PKG_VERSION"))], 1)
@@ -302,19 +389,49 @@ impl Counters {
 
     fn encode_master(&self, e: &mut DescriptorEncoder) -> Encoded {
         let master = self.master.read().unwrap_or_else(PoisonError::into_inner);
-        let mut family = e.encode_descriptor("listener_up", "1 when the listener is bound", None, MetricType::Gauge)?;
+        let mut family = e.encode_descriptor(
+            "listener_up",
+            "1 when the listener is bound",
+            None,
+            MetricType::Gauge,
+        )?;
         for listener in &master.listeners {
             let address = listener.address.to_string();
-            encode_gauge(&mut family, &[("name", listener.name.as_str()), ("address", &address)], u64::from(listener.bound))?;
+            encode_gauge(
+                &mut family,
+                &[("name", listener.name.as_str()), ("address", &address)],
+                u64::from(listener.bound),
+            )?;
         }
         let attached = u64::from(master.interception.attached);
-        encode_lone_gauge(e, "interception_attached", "1 when the hooks are in place", attached)?;
+        encode_lone_gauge(
+            e,
+            "interception_attached",
+            "1 when the hooks are in place",
+            attached,
+        )?;
         encode_lone_counter(e, "worker_restarts", "Workers that died", master.worker_restarts)?;
-        let Some(kernel) = &master.interception.kernel else { return Ok(()) };
-        encode_lone_gauge(e, "intercepted_agents", "Agent cgroups with hooks", kernel.agents.len() as u64)?;
-        encode_lone_gauge(e, "destinations", "Networks that the kernel selects", kernel.destinations as u64)?;
-        let mut family =
-            e.encode_descriptor("kernel_events", "What the programs decided, from their per-CPU counters", None, MetricType::Counter)?;
+        let Some(kernel) = &master.interception.kernel else {
+            return Ok(());
+        };
+        encode_lone_gauge(
+            e,
+            "intercepted_agents",
+            "Agent cgroups with hooks",
+            kernel.agents.len() as u64,
+        )?;
+        encode_lone_gauge(
+            e,
+            "destinations",
+            "Networks that the kernel selects",
+            kernel.destinations as u64,
+        )?;
+        let mut family = e.encode_descriptor(
+            "kernel_events",
+            "What the programs decided, from their per-CPU counters",
+            None,
+            MetricType::Counter,
+        )?;
         for (event, n) in &kernel.counters {
             encode_counter(&mut family, &[("event", event.as_str())], *n)?;
         }
@@ -341,19 +458,11 @@ fn encode_lone_gauge(e: &mut DescriptorEncoder, name: &str, help: &str, n: u64) 
     ConstGauge::new(n).encode(e.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }
 
-fn encode_counter<const N: usize>(
-    family: &mut MetricEncoder,
-    labels: &[(&str, &str); N],
-    n: u64,
-) -> Encoded {
+fn encode_counter<const N: usize>(family: &mut MetricEncoder, labels: &[(&str, &str); N], n: u64) -> Encoded {
     ConstCounter::new(n).encode(family.encode_family(labels)?)
 }
 
-fn encode_gauge<const N: usize>(
-    family: &mut MetricEncoder,
-    labels: &[(&str, &str); N],
-    n: u64,
-) -> Encoded {
+fn encode_gauge<const N: usize>(family: &mut MetricEncoder, labels: &[(&str, &str); N], n: u64) -> Encoded {
     ConstGauge::new(n).encode(family.encode_family(labels)?)
 }
 

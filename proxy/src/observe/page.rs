@@ -33,13 +33,25 @@ fn write(page: &mut String, facts: &Facts) -> std::fmt::Result {
     if not_ready.is_empty() {
         row(page, "State", "ready")?;
     } else {
-        write!(page, "<dt>State</dt><dd class=\"bad\">not ready: {}</dd>", Html(not_ready.join("; ")))?;
+        write!(
+            page,
+            "<dt>State</dt><dd class=\"bad\">not ready: {}</dd>",
+            Html(not_ready.join("; "))
+        )?;
     }
     row(page, "Site", &facts.site)?;
     row(page, "Module", &module.version)?;
-    row(page, "Certificate", module.certificate.as_deref().unwrap_or("none"))?;
+    row(
+        page,
+        "Certificate",
+        module.certificate.as_deref().unwrap_or("none"),
+    )?;
     row(page, "TLS policy", facts.tls_policy)?;
-    row(page, "Worker up", format_args!("{} s", facts.started.elapsed().as_secs()))?;
+    row(
+        page,
+        "Worker up",
+        format_args!("{} s", facts.started.elapsed().as_secs()),
+    )?;
     row(page, "Client connections", facts.metrics.connections())?;
     let interception = &master.interception;
     let state = match (interception.enabled, interception.attached) {
@@ -65,11 +77,19 @@ fn write(page: &mut String, facts: &Facts) -> std::fmt::Result {
         }
         page.push_str("</table></div>");
     }
-    page.push_str("<h2>Listeners</h2><div class=\"wide\"><table><tr><th>name</th><th>address</th><th>state</th></tr>");
+    page.push_str(
+        "<h2>Listeners</h2><div class=\"wide\"><table><tr><th>name</th><th>address</th><th>state</th></tr>",
+    );
     for listener in &master.listeners {
         let class = if listener.bound { "" } else { " class=\"bad\"" };
         let state = listener.error.as_deref().unwrap_or("bound");
-        write!(page, "<tr><td>{}</td><td>{}</td><td{class}>{}</td></tr>", Html(&listener.name), listener.address, Html(state))?;
+        write!(
+            page,
+            "<tr><td>{}</td><td>{}</td><td{class}>{}</td></tr>",
+            Html(&listener.name),
+            listener.address,
+            Html(state)
+        )?;
     }
     page.push_str("</table></div><p><a href=\"/metrics\">metrics</a> · <a href=\"/readyz\">readiness</a></p></body></html>");
     Ok(())
@@ -81,11 +101,23 @@ fn products(page: &mut String, facts: &Facts) -> std::fmt::Result {
          <th class=\"n\">bytes up</th><th class=\"n\">bytes down</th><th>failures</th></tr>",
     );
     for product in facts.metrics.products() {
-        let title = TABLE.iter().find(|e| e.name == product.name).map_or(product.name.as_str(), |e| e.title);
+        let title = TABLE
+            .iter()
+            .find(|e| e.name == product.name)
+            .map_or(product.name.as_str(), |e| e.title);
         let ok = product.requests.get("ok").copied().unwrap_or_default();
-        let failures: Vec<String> =
-            product.requests.iter().filter(|(k, _)| *k != "ok").map(|(k, n)| format!("{k} {n}")).collect();
-        let failed: u64 = product.requests.iter().filter(|(k, _)| *k != "ok").map(|(_, n)| n).sum();
+        let failures: Vec<String> = product
+            .requests
+            .iter()
+            .filter(|(k, _)| *k != "ok")
+            .map(|(k, n)| format!("{k} {n}"))
+            .collect();
+        let failed: u64 = product
+            .requests
+            .iter()
+            .filter(|(k, _)| *k != "ok")
+            .map(|(_, n)| n)
+            .sum();
         write!(
             page,
             "<tr><td>{}</td><td class=\"n\">{ok}</td><td class=\"n\">{failed}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td>{}</td></tr>",
@@ -146,6 +178,9 @@ mod tests {
 
     #[test]
     fn text_cannot_become_markup() {
-        assert_eq!(Html("<a href='x'>\"&").to_string(), "&lt;a href=&#39;x&#39;&gt;&quot;&amp;");
+        assert_eq!(
+            Html("<a href='x'>\"&").to_string(),
+            "&lt;a href=&#39;x&#39;&gt;&quot;&amp;"
+        );
     }
 }

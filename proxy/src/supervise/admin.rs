@@ -55,7 +55,10 @@ impl AdminSocket {
             std::fs::DirBuilder::new().mode(0o755).create(parent)?;
         }
         if UnixStream::connect(path).await.is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent-fips-proxy answers there"));
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another agent-fips-proxy answers there",
+            ));
         }
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -63,7 +66,10 @@ impl AdminSocket {
         }
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Self { path: path.to_owned(), listener })
+        Ok(Self {
+            path: path.to_owned(),
+            listener,
+        })
     }
 
     /// Serves for ever; each request goes to `requests`.
@@ -99,7 +105,9 @@ impl Drop for AdminSocket {
 async fn exchange(stream: UnixStream, requests: mpsc::Sender<Pending>) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(read.take(MAX_REQUEST)).read_line(&mut line).await?;
+    BufReader::new(read.take(MAX_REQUEST))
+        .read_line(&mut line)
+        .await?;
     if line.is_empty() {
         return Ok(());
     }
@@ -109,7 +117,8 @@ async fn exchange(stream: UnixStream, requests: mpsc::Sender<Pending>) -> io::Re
             if requests.send((request, tell)).await.is_err() {
                 Answer::Error("the proxy is stopping".to_owned())
             } else {
-                told.await.unwrap_or_else(|_| Answer::Error("the proxy is stopping".to_owned()))
+                told.await
+                    .unwrap_or_else(|_| Answer::Error("the proxy is stopping".to_owned()))
             }
         }
         Err(error) => Answer::Error(format!("not a request: {error}")),
@@ -146,7 +155,10 @@ mod tests {
         std::fs::create_dir(dir.path().join("run")).unwrap();
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let socket = AdminSocket::bind(&path).await.unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         let (tx, mut rx) = mpsc::channel::<Pending>(1);
         let serving = tokio::spawn(socket.serve(tx));
         tokio::spawn(async move {
@@ -155,9 +167,15 @@ mod tests {
             }
         });
         let asked = path.clone();
-        let answer = tokio::task::spawn_blocking(move || ask(&asked, Request::InterceptOff)).await.unwrap().unwrap();
+        let answer = tokio::task::spawn_blocking(move || ask(&asked, Request::InterceptOff))
+            .await
+            .unwrap()
+            .unwrap();
         assert!(matches!(answer, Answer::Ok(body) if body["asked"] == "intercept_off"));
-        assert_eq!(AdminSocket::bind(&path).await.err().unwrap().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(
+            AdminSocket::bind(&path).await.err().unwrap().kind(),
+            io::ErrorKind::AddrInUse
+        );
         serving.abort();
         let _ = serving.await;
         assert!(!path.exists(), "removed with its owner");

@@ -19,7 +19,11 @@ const BATCH: usize = 64;
 const MAX_SETUP: u32 = 1 << 20;
 
 /// Sends the set-up and its descriptors, blocking.
-pub fn send_setup<T: Serialize>(socket: &UnixStream, setup: &T, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub fn send_setup<T: Serialize>(
+    socket: &UnixStream,
+    setup: &T,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let body = serde_json::to_vec(setup)?;
     let length = u32::try_from(body.len()).map_err(|_| io::Error::other("the set-up is too large"))?;
     let mut stream = socket;
@@ -28,7 +32,13 @@ pub fn send_setup<T: Serialize>(socket: &UnixStream, setup: &T, descriptors: &[B
     for batch in descriptors.chunks(BATCH) {
         let raw: Vec<RawFd> = batch.iter().map(AsRawFd::as_raw_fd).collect();
         let payload = [IoSlice::new(b"F")];
-        sendmsg::<()>(socket.as_raw_fd(), &payload, &[ControlMessage::ScmRights(&raw)], MsgFlags::empty(), None)?;
+        sendmsg::<()>(
+            socket.as_raw_fd(),
+            &payload,
+            &[ControlMessage::ScmRights(&raw)],
+            MsgFlags::empty(),
+            None,
+        )?;
     }
     Ok(())
 }
@@ -43,7 +53,10 @@ pub fn receive_setup<T: DeserializeOwned>(
     stream.read_exact(&mut length)?;
     let length = u32::from_be_bytes(length);
     if length > MAX_SETUP {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a set-up of {length} bytes")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a set-up of {length} bytes"),
+        ));
     }
     let mut body = vec![0u8; length as usize];
     stream.read_exact(&mut body)?;
@@ -54,7 +67,10 @@ pub fn receive_setup<T: DeserializeOwned>(
         let before = descriptors.len();
         receive_batch(socket.as_fd(), &mut descriptors)?;
         if descriptors.len() == before {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the master sent fewer descriptors than announced"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the master sent fewer descriptors than announced",
+            ));
         }
     }
     Ok((setup, descriptors))
@@ -64,7 +80,12 @@ fn receive_batch(socket: BorrowedFd<'_>, into: &mut Vec<OwnedFd>) -> io::Result<
     let mut payload = [0u8; 1];
     let mut parts = [IoSliceMut::new(&mut payload)];
     let mut space = nix::cmsg_space!([RawFd; BATCH]);
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let message = recvmsg::<()>(
+        socket.as_raw_fd(),
+        &mut parts,
+        Some(&mut space),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(raw) = control {
             for descriptor in raw {
@@ -133,7 +154,7 @@ mod tests {
         for (index, descriptor) in descriptors.into_iter().enumerate() {
             let mut file = std::fs::File::from(descriptor);
             let mut text = String::new();
-            std::io::Seek::rewind(&mut file).unwrap();
+            io::Seek::rewind(&mut file).unwrap();
             file.read_to_string(&mut text).unwrap();
             assert_eq!(text, index.to_string());
         }
@@ -148,7 +169,10 @@ mod tests {
         assert!(receive_setup::<usize>(&b, |n| *n).is_err());
         let (mut a, b) = UnixStream::pair().unwrap();
         a.write_all(&u32::MAX.to_be_bytes()).unwrap();
-        assert_eq!(receive_setup::<usize>(&b, |n| *n).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            receive_setup::<usize>(&b, |n| *n).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
     }
 
     #[tokio::test]
@@ -159,7 +183,10 @@ mod tests {
         tx.send(&vec!["one", "line\nbreak"]).await.unwrap();
         tx.send(&vec!["two"]).await.unwrap();
         drop((tx, _keep));
-        assert_eq!(rx.next::<Vec<String>>().await.unwrap().unwrap(), ["one", "line\nbreak"]);
+        assert_eq!(
+            rx.next::<Vec<String>>().await.unwrap().unwrap(),
+            ["one", "line\nbreak"]
+        );
         assert_eq!(rx.next::<Vec<String>>().await.unwrap().unwrap(), ["two"]);
         assert!(rx.next::<Vec<String>>().await.unwrap().is_none());
     }

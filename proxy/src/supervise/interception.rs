@@ -26,7 +26,15 @@ pub struct Interception {
 impl Interception {
     /// Nothing is touched yet.
     pub fn new(config: config::Intercept) -> Self {
-        Self { enabled: config.enabled, config, detail: None, kernel: None, watcher: None, own: None, addresses: Vec::new() }
+        Self {
+            enabled: config.enabled,
+            config,
+            detail: None,
+            kernel: None,
+            watcher: None,
+            own: None,
+            addresses: Vec::new(),
+        }
     }
 
     /// Wanted now.
@@ -106,7 +114,9 @@ impl Interception {
     /// Returns when Agents may have come or gone: then call [`Interception::sync`]. Never returns while there is nothing
     /// to watch.
     pub async fn agents_changed(&mut self) {
-        let Some(watcher) = &mut self.watcher else { return std::future::pending().await };
+        let Some(watcher) = &mut self.watcher else {
+            return std::future::pending().await;
+        };
         if let Err(error) = watcher.changed().await {
             tracing::error!(%error, "cannot watch for new Agents any more; they are still found every few seconds");
             self.watcher = None;
@@ -115,7 +125,9 @@ impl Interception {
 
     /// Hooks Agents that are new and forgets those that are gone.
     pub fn sync(&mut self) -> Result<(), InterceptError> {
-        let Some(kernel) = &mut self.kernel else { return Ok(()) };
+        let Some(kernel) = &mut self.kernel else {
+            return Ok(());
+        };
         if !kernel.attached() {
             return Ok(());
         }
@@ -171,7 +183,10 @@ impl Interception {
                 none.insert(kernel)
             }
         };
-        kernel.set_listeners(KernelListeners { v4: listeners.interception(false), v6: listeners.interception(true) })?;
+        kernel.set_listeners(KernelListeners {
+            v4: listeners.interception(false),
+            v6: listeners.interception(true),
+        })?;
         if !self.addresses.is_empty() {
             kernel.add_destinations(&std::mem::take(&mut self.addresses))?;
         }

@@ -39,7 +39,10 @@ struct Slot {
 impl Slot {
     fn address(&self) -> SocketAddr {
         match &self.bound {
-            Ok(sockets) => sockets.first().and_then(|s| s.local_addr().ok()).unwrap_or(self.wanted.address),
+            Ok(sockets) => sockets
+                .first()
+                .and_then(|s| s.local_addr().ok())
+                .unwrap_or(self.wanted.address),
             Err(_) => self.wanted.address,
         }
     }
@@ -52,17 +55,27 @@ pub fn wanted(config: &Config) -> Vec<Wanted> {
         .address
         .addresses()
         .into_iter()
-        .map(|ip| Wanted { purpose: Purpose::Status, address: SocketAddr::new(ip, config.status.port) })
+        .map(|ip| Wanted {
+            purpose: Purpose::Status,
+            address: SocketAddr::new(ip, config.status.port),
+        })
         .collect();
     if config.explicit.enabled {
         for entry in TABLE {
             let Some(offset) = entry.offset else { continue };
             // Checked by the configuration: the last offset stays below 65536.
             let port = config.explicit.port_range_start.saturating_add(offset);
-            wanted.extend(config.explicit.local_address.addresses().into_iter().map(|ip| Wanted {
-                purpose: Purpose::Explicit(entry.product),
-                address: SocketAddr::new(ip, port),
-            }));
+            wanted.extend(
+                config
+                    .explicit
+                    .local_address
+                    .addresses()
+                    .into_iter()
+                    .map(|ip| Wanted {
+                        purpose: Purpose::Explicit(entry.product),
+                        address: SocketAddr::new(ip, port),
+                    }),
+            );
         }
     }
     wanted
@@ -70,20 +83,26 @@ pub fn wanted(config: &Config) -> Vec<Wanted> {
 
 /// The two loopbacks that intercepted connections are brought to, on ports that the kernel chooses.
 pub fn wanted_for_interception() -> [Wanted; 2] {
-    [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
-        .map(|ip| Wanted { purpose: Purpose::Intercept, address: SocketAddr::new(ip, 0) })
+    [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)].map(|ip| Wanted {
+        purpose: Purpose::Intercept,
+        address: SocketAddr::new(ip, 0),
+    })
 }
 
 impl Listeners {
     /// No listener yet; every address will have `threads` sockets.
     pub fn new(threads: usize) -> Self {
-        Self { threads: threads.max(1), slots: Vec::new() }
+        Self {
+            threads: threads.max(1),
+            slots: Vec::new(),
+        }
     }
 
     /// Makes the set equal to `wanted`: keeps what is there, closes what is not wanted any more, binds what is new.
     /// Interception's listeners are not part of it: see [`Listeners::add_interception`].
     pub fn reconcile(&mut self, wanted: &[Wanted]) {
-        self.slots.retain(|slot| slot.wanted.purpose == Purpose::Intercept || wanted.contains(&slot.wanted));
+        self.slots
+            .retain(|slot| slot.wanted.purpose == Purpose::Intercept || wanted.contains(&slot.wanted));
         for want in wanted {
             if !self.slots.iter().any(|slot| slot.wanted == *want) {
                 self.bind(*want);
@@ -93,7 +112,11 @@ impl Listeners {
 
     /// Binds the loopback listeners of interception, once.
     pub fn add_interception(&mut self) {
-        if self.slots.iter().all(|slot| slot.wanted.purpose != Purpose::Intercept) {
+        if self
+            .slots
+            .iter()
+            .all(|slot| slot.wanted.purpose != Purpose::Intercept)
+        {
             for want in wanted_for_interception() {
                 self.bind(want);
             }
@@ -135,7 +158,10 @@ impl Listeners {
         for slot in &self.slots {
             let Ok(sockets) = &slot.bound else { continue };
             for (thread, socket) in sockets.iter().enumerate() {
-                passed.push(Passed { purpose: slot.wanted.purpose, thread });
+                passed.push(Passed {
+                    purpose: slot.wanted.purpose,
+                    thread,
+                });
                 descriptors.push(socket.as_fd());
             }
         }
@@ -144,8 +170,10 @@ impl Listeners {
 
     /// The listener of interception for one family: the first of its set, and its port.
     pub fn interception(&self, ipv6: bool) -> Option<(BorrowedFd<'_>, u16)> {
-        let slot =
-            self.slots.iter().find(|s| s.wanted.purpose == Purpose::Intercept && s.wanted.address.is_ipv6() == ipv6)?;
+        let slot = self
+            .slots
+            .iter()
+            .find(|s| s.wanted.purpose == Purpose::Intercept && s.wanted.address.is_ipv6() == ipv6)?;
         let socket = slot.bound.as_ref().ok()?.first()?;
         Some((socket.as_fd(), socket.local_addr().ok()?.port()))
     }
@@ -241,7 +269,9 @@ mod tests {
     fn every_connection_reaches_one_of_the_set() {
         let set = bind_set(loopback(), 2).unwrap();
         let address = set[0].local_addr().unwrap();
-        let clients: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let clients: Vec<_> = (0..64)
+            .map(|_| std::net::TcpStream::connect(address).unwrap())
+            .collect();
         let mut accepted = 0;
         for socket in &set {
             while socket.accept().is_ok() {
@@ -254,7 +284,10 @@ mod tests {
     #[test]
     fn a_busy_port_is_named_and_taken_later() {
         let busy = TcpListener::bind(loopback()).unwrap();
-        let wanted = Wanted { purpose: Purpose::Status, address: busy.local_addr().unwrap() };
+        let wanted = Wanted {
+            purpose: Purpose::Status,
+            address: busy.local_addr().unwrap(),
+        };
         let mut listeners = Listeners::new(1);
         listeners.reconcile(&[wanted]);
         let status = listeners.status();
@@ -270,12 +303,18 @@ mod tests {
         let mut listeners = Listeners::new(1);
         listeners.add_interception();
         let port = listeners.interception(false).unwrap().1;
-        let status = Wanted { purpose: Purpose::Status, address: loopback() };
+        let status = Wanted {
+            purpose: Purpose::Status,
+            address: loopback(),
+        };
         listeners.reconcile(&[status]);
         listeners.reconcile(&[status]);
         listeners.add_interception();
         assert_eq!(listeners.interception(false).unwrap().1, port);
-        assert_eq!(listeners.status().iter().filter(|l| l.name == "status").count(), 1);
+        assert_eq!(
+            listeners.status().iter().filter(|l| l.name == "status").count(),
+            1
+        );
         listeners.reconcile(&[]);
         assert!(listeners.status().iter().all(|l| l.name == "intercept"));
     }

@@ -188,7 +188,11 @@ impl Master {
                 worker.ready = true;
                 worker.last_alive = Instant::now();
                 tracing::info!(pid = worker.pid, "worker ready");
-                for older in self.workers.iter_mut().filter(|older| older.id < id && !older.draining) {
+                for older in self
+                    .workers
+                    .iter_mut()
+                    .filter(|older| older.id < id && !older.draining)
+                {
                     older.drain().await;
                 }
                 if !self.up {
@@ -229,7 +233,11 @@ impl Master {
             tracing::info!(pid = worker.pid, how, "drained worker ended");
             return None;
         }
-        tracing::error!(pid = worker.pid, how, "the worker died; its requests in flight are lost, its listeners are not");
+        tracing::error!(
+            pid = worker.pid,
+            how,
+            "the worker died; its requests in flight are lost, its listeners are not"
+        );
         self.answer_status(None);
         if self.workers.iter().any(|other| !other.draining) {
             return None;
@@ -257,7 +265,12 @@ impl Master {
         match request {
             Request::Status => {
                 self.waiting_for_status.push(tell);
-                match self.workers.iter_mut().rev().find(|worker| worker.ready && !worker.draining) {
+                match self
+                    .workers
+                    .iter_mut()
+                    .rev()
+                    .find(|worker| worker.ready && !worker.draining)
+                {
                     Some(worker) => worker.send(&ToWorker::Status).await,
                     None => self.answer_status(None),
                 }
@@ -267,7 +280,9 @@ impl Master {
                 tracing::info!(on, "interception toggled by command");
                 self.interception.want(on);
                 let answer = match self.apply_interception() {
-                    Ok(()) => Answer::Ok(serde_json::to_value(self.interception.status()).unwrap_or_default()),
+                    Ok(()) => {
+                        Answer::Ok(serde_json::to_value(self.interception.status()).unwrap_or_default())
+                    }
                     Err(error) => Answer::Error(error.to_string()),
                 };
                 self.push_state().await;
@@ -358,7 +373,10 @@ impl Master {
             }
         }
         self.push_state().await;
-        tracing::info!(interception = self.interception.attached(), "configuration reloaded");
+        tracing::info!(
+            interception = self.interception.attached(),
+            "configuration reloaded"
+        );
     }
 
     /// Makes the kernel follow what is wanted.
@@ -414,8 +432,13 @@ impl Master {
     fn start_worker(&mut self) -> std::io::Result<()> {
         let id = self.next_worker;
         self.next_worker += 1;
-        let worker =
-            WorkerProcess::start(id, &self.config, &self.listeners, self.status(), self.events_tx.clone())?;
+        let worker = WorkerProcess::start(
+            id,
+            &self.config,
+            &self.listeners,
+            self.status(),
+            self.events_tx.clone(),
+        )?;
         tracing::debug!(pid = worker.pid, "worker started");
         self.workers.push(worker);
         Ok(())
@@ -466,11 +489,19 @@ impl Master {
             (false, _) => "off".to_owned(),
             (true, false) => "not attached".to_owned(),
             (true, true) => {
-                let agents = status.interception.kernel.as_ref().map_or(0, |kernel| kernel.agents.len());
+                let agents = status
+                    .interception
+                    .kernel
+                    .as_ref()
+                    .map_or(0, |kernel| kernel.agents.len());
                 format!("on, {agents} Agent cgroups")
             }
         };
-        format!("site {}; {bound} of {} listeners; interception {interception}", self.config.site, status.listeners.len())
+        format!(
+            "site {}; {bound} of {} listeners; interception {interception}",
+            self.config.site,
+            status.listeners.len()
+        )
     }
 }
 
@@ -498,12 +529,18 @@ async fn bind_admin(config: &Config, requests: mpsc::Sender<Pending>) -> Result<
             Ok(())
         }
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            tracing::error!("another agent-fips-proxy is running: it answers at {} (status.socket)", path.display());
+            tracing::error!(
+                "another agent-fips-proxy is running: it answers at {} (status.socket)",
+                path.display()
+            );
             Err(Exit::Unavailable)
         }
         Err(error) => {
             // No writable file is a way of running, not a failure: `status` and `intercept` do without.
-            tracing::warn!("no admin socket at {} (status.socket): {error}; `status` and `intercept` cannot reach this process", path.display());
+            tracing::warn!(
+                "no admin socket at {} (status.socket): {error}; `status` and `intercept` cannot reach this process",
+                path.display()
+            );
             Ok(())
         }
     }

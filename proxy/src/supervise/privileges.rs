@@ -81,5 +81,9 @@ fn target(user: &str) -> Result<(Uid, Gid), PrivilegeError> {
     }
     tracing::warn!("the user `{user}` (worker.user) does not exist; the worker runs as `nobody`");
     // 65534 is nobody's number wherever there is no entry for it (Documentation/admin-guide/sysctl/fs.rst, overflowuid).
-    Ok(lookup("nobody")?.map_or((Uid::from_raw(65534), Gid::from_raw(65534)), |nobody| (nobody.uid, nobody.gid)))
+    Ok(
+        lookup("nobody")?.map_or((Uid::from_raw(65534), Gid::from_raw(65534)), |nobody| {
+            (nobody.uid, nobody.gid)
+        }),
+    )
 }

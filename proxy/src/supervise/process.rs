@@ -66,12 +66,24 @@ impl WorkerProcess {
             .spawn()?;
         let pid = child.id().unwrap_or_default();
         let (passed, descriptors) = listeners.passed();
-        let setup = Setup { config: config.clone(), listeners: passed, master };
+        let setup = Setup {
+            config: config.clone(),
+            listeners: passed,
+            master,
+        };
         channel::send_setup(&ours, &setup, &descriptors)?;
         let (sender, receiver) = channel::split(ours)?;
         tokio::spawn(follow(id, child, receiver, events));
         let now = Instant::now();
-        Ok(Self { id, pid, started: now, last_alive: now, ready: false, draining: false, sender })
+        Ok(Self {
+            id,
+            pid,
+            started: now,
+            last_alive: now,
+            ready: false,
+            draining: false,
+            sender,
+        })
     }
 
     /// Sends a message; a worker that is gone is noticed by its end, not here.

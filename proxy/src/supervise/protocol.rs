@@ -108,7 +108,14 @@ impl MasterStatus {
         let mut reasons: Vec<String> = self
             .listeners
             .iter()
-            .filter_map(|l| Some(format!("listener {} on {}: {}", l.name, l.address, l.error.as_ref()?)))
+            .filter_map(|l| {
+                Some(format!(
+                    "listener {} on {}: {}",
+                    l.name,
+                    l.address,
+                    l.error.as_ref()?
+                ))
+            })
             .collect();
         let interception = &self.interception;
         if interception.enabled && interception.requested && !interception.attached {

@@ -36,7 +36,8 @@ pub fn run_for_master() -> Exit {
         Ok(fd) => UnixStream::from(fd),
         Err(error) => return fail_early(&format!("standard input is not the master's channel: {error}")),
     };
-    let (setup, descriptors) = match channel::receive_setup::<Setup>(&channel, |setup| setup.listeners.len()) {
+    let (setup, descriptors) = match channel::receive_setup::<Setup>(&channel, |setup| setup.listeners.len())
+    {
         Ok(received) => received,
         Err(error) => return fail_early(&format!("no set-up from the master: {error}")),
     };
@@ -45,7 +46,11 @@ pub fn run_for_master() -> Exit {
         return refuse(channel, Exit::NoPermission, &error.to_string());
     }
     if let Err(error) = privileges::follow_the_master() {
-        return refuse(channel, Exit::Internal, &format!("cannot ask to be told of the master's death: {error}"));
+        return refuse(
+            channel,
+            Exit::Internal,
+            &format!("cannot ask to be told of the master's death: {error}"),
+        );
     }
     let listeners = descriptors.into_iter().zip(setup.listeners).collect();
     match Worker::start(setup.config, listeners, setup.master) {
@@ -71,7 +76,13 @@ pub fn run_activated(config: Config, descriptors: Vec<OwnedFd>) -> Exit {
         return Exit::NoPermission;
     }
     // One descriptor for each address: one thread serves them.
-    let config = Config { worker: crate::config::Worker { threads: 1, ..config.worker.clone() }, ..config };
+    let config = Config {
+        worker: crate::config::Worker {
+            threads: 1,
+            ..config.worker.clone()
+        },
+        ..config
+    };
     match Worker::start(config, listeners, MasterStatus::default()) {
         Ok(worker) => {
             super::notify::ready("explicit ports only: started by socket activation");
@@ -86,8 +97,13 @@ pub fn run_activated(config: Config, descriptors: Vec<OwnedFd>) -> Exit {
 
 /// The port says what an activated socket is for.
 fn activated_purpose(config: &Config, descriptor: &OwnedFd) -> Result<Purpose, String> {
-    let socket = descriptor.try_clone().map(TcpListener::from).and_then(|socket| socket.local_addr());
-    let port = socket.map_err(|error| format!("a socket from the service manager is no TCP listener: {error}"))?.port();
+    let socket = descriptor
+        .try_clone()
+        .map(TcpListener::from)
+        .and_then(|socket| socket.local_addr());
+    let port = socket
+        .map_err(|error| format!("a socket from the service manager is no TCP listener: {error}"))?
+        .port();
     if port == config.status.port {
         return Ok(Purpose::Status);
     }
@@ -120,8 +136,13 @@ struct Worker {
 
 impl Worker {
     /// Proves the module, builds everything, starts the data threads.
-    fn start(config: Config, listeners: Vec<(OwnedFd, Passed)>, master: MasterStatus) -> Result<Self, Failure> {
-        let module = tls::module::start().map_err(|e| (Exit::Internal, format!("the crypto module is not usable: {e}")))?;
+    fn start(
+        config: Config,
+        listeners: Vec<(OwnedFd, Passed)>,
+        master: MasterStatus,
+    ) -> Result<Self, Failure> {
+        let module = tls::module::start()
+            .map_err(|e| (Exit::Internal, format!("the crypto module is not usable: {e}")))?;
         let module = module.with_policy(config.upstream.tls_policy);
         tracing::info!(
             module = %module.version,
@@ -134,7 +155,10 @@ impl Worker {
         if let Err(error) = privileges::raise_open_files() {
             tracing::debug!(%error, "cannot raise the limit of open files");
         }
-        let runtime = Builder::new_current_thread().enable_all().build().map_err(|e| (Exit::Internal, e.to_string()))?;
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| (Exit::Internal, e.to_string()))?;
         let config = Arc::new(config);
         let metrics = Arc::new(Metrics::new(module, master, config.log.access));
         let shared = Arc::new(Shared {
@@ -152,12 +176,24 @@ impl Worker {
         for (index, listeners) in data.into_iter().enumerate() {
             let shared = Arc::clone(&shared);
             let draining = draining.clone();
-            let thread = std::thread::Builder::new().name(format!("data-{index}")).spawn(move || {
-                data_thread(listeners, shared, draining);
-            });
+            let thread = std::thread::Builder::new()
+                .name(format!("data-{index}"))
+                .spawn(move || {
+                    data_thread(listeners, shared, draining);
+                });
             threads.push(thread.map_err(|e| (Exit::Internal, format!("cannot start a thread: {e}")))?);
         }
-        Ok(Self { runtime, started: Instant::now(), config, shared, metrics, roots, status_listeners, drain, threads })
+        Ok(Self {
+            runtime,
+            started: Instant::now(),
+            config,
+            shared,
+            metrics,
+            roots,
+            status_listeners,
+            drain,
+            threads,
+        })
     }
 
     /// Serves until told to drain, by the master, by its death or by SIGTERM.
@@ -196,7 +232,8 @@ impl Worker {
             }
             self.drain.send_replace(true);
             // Requests in flight may still ask for an address: this runtime turns until the data threads are done.
-            let joined = tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| thread.join().is_ok()));
+            let joined =
+                tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| thread.join().is_ok()));
             if !joined.await.unwrap_or_default() {
                 tracing::error!("a data thread ended by a panic");
             }
@@ -295,7 +332,8 @@ fn sort(listeners: Vec<(OwnedFd, Passed)>, threads: usize) -> (Vec<Vec<Listener>
 
 /// SIGTERM ends the worker; SIGINT is the terminal's word to the whole group, and the master tells us what it means.
 async fn terminated() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return;
     };
     loop {
@@ -309,12 +347,20 @@ async fn terminated() {
 /// Tells the master why we cannot start.
 fn refuse(channel: UnixStream, exit: Exit, message: &str) -> Exit {
     tracing::error!("{message}");
-    let sent = Builder::new_current_thread().enable_all().build().and_then(|runtime| {
-        runtime.block_on(async {
-            let (mut sender, _receiver) = channel::split(channel)?;
-            sender.send(&FromWorker::Failed { exit: exit as u8, message: message.to_owned() }).await
-        })
-    });
+    let sent = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .and_then(|runtime| {
+            runtime.block_on(async {
+                let (mut sender, _receiver) = channel::split(channel)?;
+                sender
+                    .send(&FromWorker::Failed {
+                        exit: exit as u8,
+                        message: message.to_owned(),
+                    })
+                    .await
+            })
+        });
     if let Err(error) = sent {
         tracing::debug!(%error, "cannot tell the master");
     }
@@ -332,5 +378,7 @@ pub fn activated_descriptors() -> std::io::Result<Vec<OwnedFd>> {
     let descriptors = sd_notify::listen_fds()?;
     // SAFETY: the service manager opened these descriptors for this process, and this is the only place that takes them.
     // Needed because the protocol passes them as bare numbers.
-    Ok(descriptors.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect())
+    Ok(descriptors
+        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+        .collect())
 }

@@ -56,6 +56,7 @@ pub struct Records {
     pub requests: Mutex<Vec<RequestRecord>>,
     pub connections: Mutex<Vec<ConnectionRecord>>,
     pub opened: AtomicUsize,
+    pub sessions: Mutex<Vec<Negotiated>>,
 }
 
 impl Recorder for Records {
@@ -69,6 +70,10 @@ impl Recorder for Records {
 
     fn connection_opened(&self, _via: Via) {
         self.opened.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn upstream_connected(&self, tls: &Negotiated) {
+        self.sessions.lock().unwrap().push(tls.clone());
     }
 }
 

@@ -1,7 +1,11 @@
 use super::*;
 
 fn metrics() -> Metrics {
-    Metrics::new(crate::tls::module::start().unwrap(), MasterStatus::default(), false)
+    Metrics::new(
+        crate::tls::module::start().unwrap(),
+        MasterStatus::default(),
+        false,
+    )
 }
 
 fn record(product: Option<Product>, outcome: Outcome, status: u16) -> RequestRecord {
@@ -83,7 +87,9 @@ fn open_connections_come_back_to_zero() {
         });
     }
     assert_eq!(metrics.connections(), 0);
-    assert!(metrics.render().contains(r#"agent_fips_proxy_connections_total{via="explicit",decision="terminate",outcome="ok"} 1"#));
+    assert!(metrics.render().contains(
+        r#"agent_fips_proxy_connections_total{via="explicit",decision="terminate",outcome="ok"} 1"#
+    ));
 }
 
 #[test]

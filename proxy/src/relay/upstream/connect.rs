@@ -47,8 +47,16 @@ pub trait Handshake: Clone + Send + Sync + 'static {
 impl Handshake for tls::Client {
     type Stream = tls::ClientStream<Socket>;
 
-    async fn connect(&self, name: &str, socket: Socket) -> Result<(Self::Stream, Negotiated), HandshakeFailure> {
-        Self::connect(self, name, socket).await.map_err(|error| HandshakeFailure { message: error.to_string() })
+    async fn connect(
+        &self,
+        name: &str,
+        socket: Socket,
+    ) -> Result<(Self::Stream, Negotiated), HandshakeFailure> {
+        Self::connect(self, name, socket)
+            .await
+            .map_err(|error| HandshakeFailure {
+                message: error.to_string(),
+            })
     }
 }
 
