@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::catalog::{Catalog, Product};
 use crate::config::Config;
+use crate::tls;
 
 mod accept;
 mod classify;
@@ -67,7 +68,7 @@ pub struct Listener {
 pub type OriginLookup = Arc<dyn Fn(&TcpStream) -> std::io::Result<SocketAddr> + Send + Sync>;
 
 /// What all data threads share.
-pub struct Shared<H> {
+pub struct Shared<H = tls::Client> {
     /// What we were told to do.
     pub config: Arc<Config>,
     /// The products and names of the configured site.

@@ -54,6 +54,28 @@ pub enum Outcome {
     Internal,
 }
 
+impl Outcome {
+    /// Its label in metrics, logs and the header `X-Agent-FIPS-Proxy-Error`: the same as when serialised.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::ClientAborted => "client_aborted",
+            Self::BadRequest => "bad_request",
+            Self::Misdirected => "misdirected",
+            Self::Overloaded => "overloaded",
+            Self::Draining => "draining",
+            Self::NoAddress => "no_address",
+            Self::UpstreamConnect => "upstream_connect",
+            Self::UpstreamTls => "upstream_tls",
+            Self::UpstreamProtocol => "upstream_protocol",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::ClientTimeout => "client_timeout",
+            Self::NoOrigin => "no_origin",
+            Self::Internal => "internal",
+        }
+    }
+}
+
 /// One request. Holds no header value, no query and no body.
 #[derive(Clone, Debug)]
 pub struct RequestRecord {
@@ -120,4 +142,31 @@ pub struct ConnectionRecord {
     pub duration: Duration,
     /// Why it failed; redacted, for people.
     pub error: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_the_serialised_names() {
+        for outcome in [
+            Outcome::Ok,
+            Outcome::ClientAborted,
+            Outcome::BadRequest,
+            Outcome::Misdirected,
+            Outcome::Overloaded,
+            Outcome::Draining,
+            Outcome::NoAddress,
+            Outcome::UpstreamConnect,
+            Outcome::UpstreamTls,
+            Outcome::UpstreamProtocol,
+            Outcome::UpstreamTimeout,
+            Outcome::ClientTimeout,
+            Outcome::NoOrigin,
+            Outcome::Internal,
+        ] {
+            assert_eq!(serde_json::to_value(outcome).unwrap(), outcome.label());
+        }
+    }
 }

@@ -12,7 +12,9 @@ use crate::harness::{Proxy, Then, Upstream, read_message};
 
 /// Bytes that repeat late, so that a lost or doubled piece shows.
 fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|n| ((n / 251 + n) % 256).try_into().unwrap()).collect()
+    (0..len)
+        .map(|n| ((n / 251 + n) % 256).try_into().unwrap())
+        .collect()
 }
 
 fn chunked(body: &[u8], size: usize) -> Vec<u8> {

@@ -19,7 +19,7 @@ use crate::config::Upstream;
 use crate::relay::accept::Thread;
 use crate::relay::http::MAX_BUFFER;
 use crate::relay::origin::{OriginalDst, UpstreamAddr, canonical};
-use crate::tls::Negotiated;
+use crate::tls::{self, Negotiated};
 
 /// Addresses that are tried for one request. With 5 s each, more would outlive every client's own time limit.
 const MAX_ADDRESSES: usize = 6;
@@ -44,10 +44,29 @@ pub trait Handshake: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<(Self::Stream, Negotiated), HandshakeFailure>>;
 }
 
+impl Handshake for tls::Client {
+    type Stream = tls::ClientStream<Socket>;
+
+    async fn connect(
+        &self,
+        name: &str,
+        socket: Socket,
+    ) -> Result<(Self::Stream, Negotiated), HandshakeFailure> {
+        Self::connect(self, name, socket)
+            .await
+            .map_err(|error| HandshakeFailure {
+                reason: error.reason,
+                message: error.to_string(),
+            })
+    }
+}
+
 /// TLS failed.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{message}")]
+#[error("{message} ({reason})")]
 pub struct HandshakeFailure {
+    /// For metrics: one of a closed set, as in `tls::HandshakeError`.
+    pub reason: &'static str,
     /// For people: what, and why.
     pub message: String,
 }
@@ -161,12 +180,18 @@ async fn attempt<H: Handshake>(
     addr: UpstreamAddr,
 ) -> Result<Line, Failure> {
     let limit = thread.shared.config.upstream.connect_timeout;
-    timeout(limit, dial(&thread.shared.tls, &target.name, addr))
+    let max_head = thread.shared.config.limits.max_header_bytes;
+    timeout(limit, dial(&thread.shared.tls, &target.name, addr, max_head))
         .await
         .unwrap_or(Err(Failure::ConnectTimeout { addr }))
 }
 
-async fn dial<H: Handshake>(tls: &H, name: &str, addr: UpstreamAddr) -> Result<Line, Failure> {
+async fn dial<H: Handshake>(
+    tls: &H,
+    name: &str,
+    addr: UpstreamAddr,
+    max_head: usize,
+) -> Result<Line, Failure> {
     let connect = |source| Failure::Connect { addr, source };
     let stream = TcpStream::connect(addr.0).await.map_err(connect)?;
     stream.set_nodelay(true).map_err(connect)?;
@@ -174,14 +199,10 @@ async fn dial<H: Handshake>(tls: &H, name: &str, addr: UpstreamAddr) -> Result<L
     let (stream, negotiated) = tls
         .connect(name, socket)
         .await
-        .map_err(|source| Failure::Handshake {
-            addr,
-            name: name.to_owned(),
-            source,
-        })?;
+        .map_err(|source| Failure::Handshake { addr, source })?;
     let negotiated = Arc::new(negotiated);
     let http2 = negotiated.http2;
-    let sender = http(stream, Rc::clone(&watch), http2)
+    let sender = http(stream, Rc::clone(&watch), http2, max_head)
         .await
         .map_err(|source| Failure::Protocol { addr, source })?;
     Ok(Line::new(sender, watch, addr, negotiated))
@@ -191,6 +212,7 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     stream: S,
     watch: Rc<Watch>,
     http2: bool,
+    max_head: usize,
 ) -> hyper::Result<Sender> {
     let io = TokioIo::new(Noted::new(stream, watch));
     if http2 {
@@ -208,7 +230,8 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         });
     }
     let (sender, connection) = http1::Builder::new()
-        .max_buf_size(MAX_BUFFER)
+        .max_buf_size(MAX_BUFFER.max(max_head))
+        .max_header_size(max_head)
         .handshake(io)
         .await?;
     tokio::task::spawn_local(drive(connection));
