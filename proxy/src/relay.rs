@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::catalog::{Catalog, Product};
 use crate::config::Config;
+use crate::tls::{self, Negotiated};
 
 mod accept;
 mod classify;
@@ -30,7 +31,6 @@ mod timer;
 mod tunnel;
 pub mod upstream;
 
-use crate::tls::{self, Negotiated};
 pub use origin::kernel_original_dst;
 use outcome::{ConnectionRecord, RequestRecord, Via};
 use upstream::connect::Handshake;

@@ -21,5 +21,7 @@ mod secrets;
 mod smuggling;
 #[path = "relay/streaming.rs"]
 mod streaming;
+#[path = "relay/tls.rs"]
+mod tls;
 #[path = "relay/upstream.rs"]
 mod upstream;

@@ -156,4 +156,15 @@ mod tests {
         assert_eq!(text(&format!("a {KEY} b {KEY}cafe")), "a [redacted] b [redacted]");
         assert_eq!(text(&format!("é{KEY}é")), "é[redacted]é");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn property_no_key_survives_wherever_it_stands(before in "[a-z0-9/=&_ é]{0,40}", after in "[a-z0-9/=&_ é]{0,40}") {
+            let all = format!("{before}{KEY}{after}");
+            proptest::prop_assert!(!text(&all).contains(KEY), "{}", text(&all));
+            proptest::prop_assert!(!path(&all).contains(KEY), "{}", path(&all));
+            let named = format!("{before}api_key=zzsecretzz&{after}");
+            proptest::prop_assert!(!text(&named).contains("zzsecretzz"), "{}", text(&named));
+        }
+    }
 }

@@ -74,6 +74,7 @@ pub(super) async fn serve<H: Handshake>(
 ) -> Ended {
     let exchange = Rc::new(Exchange::new());
     let limits = &thread.shared.config.limits;
+    let max_buffer = MAX_BUFFER.max(limits.max_header_bytes);
     let guard = Guard::new(stream, prefix, Rc::clone(&exchange), limits);
     let timer = LazyTimer::new(Instant::now() + thread.shared.config.upstream.response_timeout);
     let client = Rc::new(Client {
@@ -93,7 +94,7 @@ pub(super) async fn serve<H: Handshake>(
         http1::Builder::new()
             .auto_date_header(false)
             .header_read_timeout(None)
-            .max_buf_size(MAX_BUFFER)
+            .max_buf_size(max_buffer)
             .serve_connection(TokioIo::new(guard), service)
     );
     let mut draining = false;

@@ -20,6 +20,16 @@ pub enum Via {
     Cgroup,
 }
 
+impl Via {
+    /// The label in logs and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Explicit => "explicit",
+            Self::Cgroup => "cgroup",
+        }
+    }
+}
+
 /// How a request or connection ended: a closed set, derived from error types, never from text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -52,6 +62,51 @@ pub enum Outcome {
     NoOrigin,
     /// Something of ours failed (502).
     Internal,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of the metrics.
+    pub const ALL: [Self; 14] = [
+        Self::Ok,
+        Self::ClientAborted,
+        Self::BadRequest,
+        Self::Misdirected,
+        Self::Overloaded,
+        Self::Draining,
+        Self::NoAddress,
+        Self::UpstreamConnect,
+        Self::UpstreamTls,
+        Self::UpstreamProtocol,
+        Self::UpstreamTimeout,
+        Self::ClientTimeout,
+        Self::NoOrigin,
+        Self::Internal,
+    ];
+
+    /// Its label in metrics, logs and the header `X-Agent-FIPS-Proxy-Error`: the same as when serialised.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::ClientAborted => "client_aborted",
+            Self::BadRequest => "bad_request",
+            Self::Misdirected => "misdirected",
+            Self::Overloaded => "overloaded",
+            Self::Draining => "draining",
+            Self::NoAddress => "no_address",
+            Self::UpstreamConnect => "upstream_connect",
+            Self::UpstreamTls => "upstream_tls",
+            Self::UpstreamProtocol => "upstream_protocol",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::ClientTimeout => "client_timeout",
+            Self::NoOrigin => "no_origin",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// True when somebody should look: not for a client that went away or idled.
+    pub fn is_failure(self) -> bool {
+        !matches!(self, Self::Ok | Self::ClientAborted | Self::ClientTimeout)
+    }
 }
 
 /// One request. Holds no header value, no query and no body.
@@ -122,57 +177,14 @@ pub struct ConnectionRecord {
     pub error: Option<String>,
 }
 
-impl Via {
-    /// The label in logs and metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Explicit => "explicit",
-            Self::Cgroup => "cgroup",
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_the_serialised_names() {
+        for outcome in Outcome::ALL {
+            assert_eq!(serde_json::to_value(outcome).unwrap(), outcome.label());
         }
-    }
-}
-
-impl Outcome {
-    /// Every outcome, in the order of the metrics.
-    pub const ALL: [Self; 14] = [
-        Self::Ok,
-        Self::ClientAborted,
-        Self::BadRequest,
-        Self::Misdirected,
-        Self::Overloaded,
-        Self::Draining,
-        Self::NoAddress,
-        Self::UpstreamConnect,
-        Self::UpstreamTls,
-        Self::UpstreamProtocol,
-        Self::UpstreamTimeout,
-        Self::ClientTimeout,
-        Self::NoOrigin,
-        Self::Internal,
-    ];
-
-    /// The label in logs and metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::ClientAborted => "client_aborted",
-            Self::BadRequest => "bad_request",
-            Self::Misdirected => "misdirected",
-            Self::Overloaded => "overloaded",
-            Self::Draining => "draining",
-            Self::NoAddress => "no_address",
-            Self::UpstreamConnect => "upstream_connect",
-            Self::UpstreamTls => "upstream_tls",
-            Self::UpstreamProtocol => "upstream_protocol",
-            Self::UpstreamTimeout => "upstream_timeout",
-            Self::ClientTimeout => "client_timeout",
-            Self::NoOrigin => "no_origin",
-            Self::Internal => "internal",
-        }
-    }
-
-    /// True when somebody should look: not for a client that went away or idled.
-    pub fn is_failure(self) -> bool {
-        !matches!(self, Self::Ok | Self::ClientAborted | Self::ClientTimeout)
     }
 }

@@ -83,13 +83,11 @@ pub(super) enum Failure {
         addr: UpstreamAddr,
     },
     /// TLS failed.
-    #[error("TLS with {name} at {addr} failed: {source}")]
+    #[error("{source}, at {addr}")]
     Handshake {
         /// The address.
         addr: UpstreamAddr,
-        /// The name that was to be verified.
-        name: String,
-        /// Why.
+        /// Why, with the name that was to be verified.
         source: HandshakeFailure,
     },
     /// The intake broke the connection or HTTP.

@@ -18,25 +18,41 @@ use agent_fips_proxy::relay::upstream::Socket;
 use agent_fips_proxy::relay::upstream::connect::{Handshake, HandshakeFailure};
 use agent_fips_proxy::relay::upstream::resolve::{Resolver, Sources};
 use agent_fips_proxy::relay::{Listener, Recorder, Role, Shared, Slots, serve};
-use agent_fips_proxy::tls::Negotiated;
+use agent_fips_proxy::tls::{self, Negotiated};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-/// A `Handshake` that does nothing, says which protocol ALPN chose, and remembers the names.
+/// What HTTP runs on.
+pub trait Io: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
+
+/// A `Handshake` that does nothing unless it was given a real client, says which protocol ALPN chose, and remembers the
+/// names.
 #[derive(Clone, Default)]
 pub struct Plain {
+    pub real: Option<tls::Client>,
     pub http2: bool,
     pub fail: bool,
     pub names: Arc<Mutex<Vec<String>>>,
 }
 
 impl Handshake for Plain {
-    type Stream = Socket;
+    type Stream = Box<dyn Io>;
 
-    async fn connect(&self, name: &str, socket: Socket) -> Result<(Socket, Negotiated), HandshakeFailure> {
+    async fn connect(
+        &self,
+        name: &str,
+        socket: Socket,
+    ) -> Result<(Box<dyn Io>, Negotiated), HandshakeFailure> {
         self.names.lock().unwrap().push(name.to_owned());
+        if let Some(client) = &self.real {
+            let (stream, negotiated) = Handshake::connect(client, name, socket).await?;
+            return Ok((Box::new(stream), negotiated));
+        }
         if self.fail {
             return Err(HandshakeFailure {
-                message: "certificate_expired".to_owned(),
+                reason: "certificate_expired",
+                message: "expired".to_owned(),
             });
         }
         let negotiated = Negotiated {
@@ -47,7 +63,7 @@ impl Handshake for Plain {
             resumed: false,
             peer: name.to_owned(),
         };
-        Ok((socket, negotiated))
+        Ok((Box::new(socket), negotiated))
     }
 }
 
@@ -85,6 +101,8 @@ pub struct Setup {
     /// What intercepted connections were meant for.
     pub original: SocketAddr,
     pub product: Product,
+    /// Where the explicit listener is.
+    pub explicit: SocketAddr,
 }
 
 pub struct Proxy {
@@ -104,12 +122,14 @@ impl Proxy {
     }
 
     pub fn with(upstream: SocketAddr, change: impl FnOnce(&mut Setup)) -> Self {
+        let explicit = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut setup = Setup {
             config: config(upstream.port()),
             tls: Plain::default(),
             hosts: hosts(&[upstream.ip()]),
             original: upstream,
             product: Product::Metrics,
+            explicit: explicit.local_addr().unwrap(),
         };
         change(&mut setup);
         let dir = tempfile::tempdir().unwrap();
@@ -118,7 +138,6 @@ impl Proxy {
             resolv_conf: dir.path().join("resolv.conf"),
         };
         std::fs::write(&sources.hosts, &setup.hosts).unwrap();
-        let explicit = TcpListener::bind("127.0.0.1:0").unwrap();
         let intercept = TcpListener::bind("127.0.0.1:0").unwrap();
         let addresses = (explicit.local_addr().unwrap(), intercept.local_addr().unwrap());
         let records = Arc::new(Records::default());

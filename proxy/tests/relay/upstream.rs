@@ -177,13 +177,20 @@ fn failures_are_retryable_for_an_agent() {
 #[test]
 fn a_listener_of_ours_is_never_an_upstream() {
     let upstream = Upstream::start();
-    // The endpoint is the proxy itself; its port is only known once it runs, so it is found by name.
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    drop(listener);
+    // Allowed as an address, and somebody listens there: ourselves.
     let proxy = Proxy::with(upstream.address, |setup| {
-        setup.hosts = hosts(&["0.0.0.0".parse().unwrap()]);
+        let endpoint = Endpoint {
+            host: "127.0.0.1".to_owned(),
+            port: Some(setup.explicit.port()),
+        };
+        setup.config.upstream.endpoints.insert(Product::Metrics, endpoint);
     });
     assert_eq!(proxy.client().get("/").status(), 503);
+    assert_eq!(
+        proxy.records.opened.load(Ordering::Relaxed),
+        1,
+        "it connected to itself"
+    );
 }
 
 #[test]

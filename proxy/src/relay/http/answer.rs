@@ -42,26 +42,6 @@ pub(in crate::relay) fn status(outcome: Outcome) -> StatusCode {
     }
 }
 
-/// The label of an outcome, as in metrics.
-pub(in crate::relay) fn label(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Ok => "ok",
-        Outcome::ClientAborted => "client_aborted",
-        Outcome::BadRequest => "bad_request",
-        Outcome::Misdirected => "misdirected",
-        Outcome::Overloaded => "overloaded",
-        Outcome::Draining => "draining",
-        Outcome::NoAddress => "no_address",
-        Outcome::UpstreamConnect => "upstream_connect",
-        Outcome::UpstreamTls => "upstream_tls",
-        Outcome::UpstreamProtocol => "upstream_protocol",
-        Outcome::UpstreamTimeout => "upstream_timeout",
-        Outcome::ClientTimeout => "client_timeout",
-        Outcome::NoOrigin => "no_origin",
-        Outcome::Internal => "internal",
-    }
-}
-
 /// The outcome of a refused request and its reason.
 pub(in crate::relay) fn refused(refusal: Refusal) -> (Outcome, &'static str) {
     match refusal {
@@ -92,7 +72,7 @@ pub(in crate::relay) fn response(outcome: Outcome, message: &str) -> Response<Do
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    headers.insert(ERROR_HEADER, HeaderValue::from_static(label(outcome)));
+    headers.insert(ERROR_HEADER, HeaderValue::from_static(outcome.label()));
     if status.is_client_error() {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -116,7 +96,7 @@ pub(in crate::relay) fn raw(outcome: Outcome, reason: &str) -> Vec<u8> {
         status.as_str(),
         status.canonical_reason().unwrap_or_default(),
         reason.len() + 1,
-        label(outcome),
+        outcome.label(),
     )
     .into_bytes()
 }

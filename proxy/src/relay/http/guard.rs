@@ -142,7 +142,8 @@ pub(in crate::relay) struct Guard<IO> {
     header_timeout: Duration,
     idle_timeout: Duration,
     head_since: Instant,
-    body_since: Instant,
+    /// Since when the client owes body bytes that we asked for; not since we last wanted some.
+    body_since: Option<Instant>,
     write_since: Option<Instant>,
     timer: LazyTimer,
     closing: Closing,
@@ -165,7 +166,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Guard<IO> {
             header_timeout: limits.header_timeout,
             idle_timeout: limits.idle_timeout,
             head_since: now,
-            body_since: now,
+            body_since: None,
             write_since: None,
             timer: LazyTimer::new(now + limits.idle_timeout),
             closing: Closing::Not,
@@ -205,9 +206,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Guard<IO> {
                 },
                 State::Hold | State::Refused | State::Broken(_) | State::Eof => break,
             }
-        }
-        if at > 0 && matches!(self.state, State::Length(_) | State::Chunked(_)) {
-            self.body_since = Instant::now();
         }
         at
     }
@@ -274,6 +272,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Guard<IO> {
     fn poll_fill(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        self.body_since = None;
         if buf.filled().len() == before {
             self.eof = true;
             return Poll::Ready(Ok(false));
@@ -299,7 +298,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Guard<IO> {
         match self.state {
             State::Head if self.exchange.partial.get() => Some(self.head_since + self.header_timeout),
             State::Head => Some(self.exchange.idle_since.get() + self.idle_timeout),
-            State::Length(_) | State::Chunked(_) => Some(self.body_since + self.idle_timeout),
+            State::Length(_) | State::Chunked(_) => self.body_since.map(|since| since + self.idle_timeout),
             State::Hold | State::Refused | State::Broken(_) | State::Eof => None,
         }
     }
@@ -398,6 +397,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guard<IO> {
                 Poll::Ready(Ok(false)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
+                    this.body_since.get_or_insert_with(Instant::now);
                     if !this.poll_deadline(cx) {
                         return Poll::Pending;
                     }

@@ -55,6 +55,7 @@ impl Handshake for tls::Client {
         Self::connect(self, name, socket)
             .await
             .map_err(|error| HandshakeFailure {
+                reason: error.reason,
                 message: error.to_string(),
             })
     }
@@ -62,8 +63,10 @@ impl Handshake for tls::Client {
 
 /// TLS failed.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{message}")]
+#[error("{message} ({reason})")]
 pub struct HandshakeFailure {
+    /// For metrics: one of a closed set, as in `tls::HandshakeError`.
+    pub reason: &'static str,
     /// For people: what, and why.
     pub message: String,
 }
@@ -177,14 +180,20 @@ async fn attempt<H: Handshake>(
     addr: UpstreamAddr,
 ) -> Result<Line, Failure> {
     let limit = thread.shared.config.upstream.connect_timeout;
-    let line = timeout(limit, dial(&thread.shared.tls, &target.name, addr))
+    let max_head = thread.shared.config.limits.max_header_bytes;
+    let line = timeout(limit, dial(&thread.shared.tls, &target.name, addr, max_head))
         .await
         .unwrap_or(Err(Failure::ConnectTimeout { addr }))?;
     thread.shared.recorder.upstream_connected(&line.tls);
     Ok(line)
 }
 
-async fn dial<H: Handshake>(tls: &H, name: &str, addr: UpstreamAddr) -> Result<Line, Failure> {
+async fn dial<H: Handshake>(
+    tls: &H,
+    name: &str,
+    addr: UpstreamAddr,
+    max_head: usize,
+) -> Result<Line, Failure> {
     let connect = |source| Failure::Connect { addr, source };
     let stream = TcpStream::connect(addr.0).await.map_err(connect)?;
     stream.set_nodelay(true).map_err(connect)?;
@@ -192,14 +201,10 @@ async fn dial<H: Handshake>(tls: &H, name: &str, addr: UpstreamAddr) -> Result<L
     let (stream, negotiated) = tls
         .connect(name, socket)
         .await
-        .map_err(|source| Failure::Handshake {
-            addr,
-            name: name.to_owned(),
-            source,
-        })?;
+        .map_err(|source| Failure::Handshake { addr, source })?;
     let negotiated = Arc::new(negotiated);
     let http2 = negotiated.http2;
-    let sender = http(stream, Rc::clone(&watch), http2)
+    let sender = http(stream, Rc::clone(&watch), http2, max_head)
         .await
         .map_err(|source| Failure::Protocol { addr, source })?;
     Ok(Line::new(sender, watch, addr, negotiated))
@@ -209,6 +214,7 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     stream: S,
     watch: Rc<Watch>,
     http2: bool,
+    max_head: usize,
 ) -> hyper::Result<Sender> {
     let io = TokioIo::new(Noted::new(stream, watch));
     if http2 {
@@ -226,7 +232,8 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         });
     }
     let (sender, connection) = http1::Builder::new()
-        .max_buf_size(MAX_BUFFER)
+        .max_buf_size(MAX_BUFFER.max(max_head))
+        .max_header_size(max_head)
         .handshake(io)
         .await?;
     tokio::task::spawn_local(drive(connection));
