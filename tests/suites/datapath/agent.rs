@@ -145,18 +145,10 @@ fn bound_to_device(target: SocketAddr) -> Seen {
 fn stale(target: SocketAddr) -> Seen {
     let socket = socket(target)?;
     socket.connect(&target.into())?;
-    let unspecified = libc::sockaddr {
-        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
-        sa_data: [0; 14],
-    };
+    // `struct sockaddr` of the family AF_UNSPEC (0).
+    let unspecified = [0_u64; 2];
     // SAFETY: a live address of the size given; AF_UNSPEC disconnects. std has no such call.
-    let result = unsafe {
-        libc::connect(
-            socket.as_raw_fd(),
-            &raw const unspecified,
-            size_of_val(&unspecified) as libc::socklen_t,
-        )
-    };
+    let result = unsafe { libc::connect(socket.as_raw_fd(), unspecified.as_ptr().cast(), 16) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }

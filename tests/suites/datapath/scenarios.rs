@@ -2,15 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use agent_fips_proxy::config::{Datapath, HttpsPolicy, Intercept, OnFailure};
-use agent_fips_proxy::intercept::{self, AgentWatcher, Interceptor, Listeners, OwnCgroup};
+use agent_fips_proxy::intercept::{
+    self, AgentWatcher, ErrorKind, Interceptor, Listeners, OwnCgroup, preflight,
+};
 use anyhow::{Context, Result, ensure};
 use aya::maps::{MapInfo, loaded_maps};
 use aya::programs::links::{FdLink, PinnedLink};
@@ -87,6 +90,11 @@ pub const ALL: &[(&str, Scenario)] = &[
         "pins_of_another_version_are_replaced",
         pins_of_another_version_are_replaced,
     ),
+    (
+        "the_programs_log_reaches_tracing",
+        the_programs_log_reaches_tracing,
+    ),
+    ("a_missing_privilege_is_named", a_missing_privilege_is_named),
     ("uninstall_leaves_nothing", uninstall_leaves_nothing),
     (
         "an_uninstall_beneath_a_running_proxy_is_respected",
@@ -805,6 +813,88 @@ fn pins_of_another_version_are_replaced(world: &World) -> Result<()> {
         "{:?}",
         second.interceptor.status()
     );
+    Ok(())
+}
+
+/// Also shows that the verifier takes the programs with logging compiled in.
+fn the_programs_log_reaches_tracing(world: &World) -> Result<()> {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let writer = Lines(Arc::clone(&lines));
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .init();
+    let mut proxy = Proxy::start(&config(world))?;
+    let mut log = proxy
+        .interceptor
+        .take_kernel_log()
+        .context("no log although debug is on")?;
+    expect(
+        &world.agent("agent", "connect 203.0.113.5:80")?,
+        "203.0.113.5:80",
+        "203.0.113.5:80",
+    )?;
+    proxy
+        .interceptor
+        .set_listeners(Listeners { v4: None, v6: None })?;
+    expect_error(
+        &world.agent("agent", "connect [2001:db8::5]:443")?,
+        refusal(&proxy),
+    )?;
+    log.drain();
+    let text = String::from_utf8(lines.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.clone())?;
+    for part in [
+        "DEBUG agent_fips_proxy::intercept::kernel: intercepted connect to [::ffff:203.0.113.5]:80",
+        "refused connect to [2001:db8::5]:443",
+    ] {
+        ensure!(text.contains(part), "`{part}` is not in:\n{text}");
+    }
+    Ok(())
+}
+
+/// Where the log goes.
+#[derive(Clone)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if let Ok(mut lines) = self.0.lock() {
+            lines.extend_from_slice(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn a_missing_privilege_is_named(world: &World) -> Result<()> {
+    let before = preflight::checks();
+    ensure!(preflight::obstacle(&before).is_none(), "{before:?}");
+    let own = Interceptor::enter_own_cgroup()?;
+    nix::unistd::setuid(nix::unistd::Uid::from_raw(65534))?;
+    let rows = preflight::checks();
+    let obstacle = preflight::obstacle(&rows).context("no obstacle without any capability")?;
+    ensure!(
+        obstacle
+            .capability
+            .as_deref()
+            .is_some_and(|text| text.starts_with("CAP_BPF (bpf(")),
+        "{obstacle:?}"
+    );
+    let error = Interceptor::load(&config(world), &own)
+        .err()
+        .context("loaded without any capability")?;
+    ensure!(
+        error.kind() == ErrorKind::Privilege,
+        "{:?}: {error}",
+        error.kind()
+    );
+    ensure!(error.to_string().contains("CAP_BPF"), "{error}");
+    // Moving back out needs root too; the clean-up of the suite removes the cgroup.
+    std::mem::forget(own);
     Ok(())
 }
 
