@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -43,6 +43,7 @@ fn single(action: &str, target: SocketAddr) -> Value {
         "stale" => stale(target),
         "udp" => udp(target),
         "mptcp" => mptcp(target),
+        "elsewhere" => elsewhere(target),
         other => Err(io::Error::other(format!("no action `{other}`"))),
     };
     match result {
@@ -79,6 +80,19 @@ fn connect(target: SocketAddr) -> Seen {
     let socket = socket(target)?;
     socket.connect_timeout(&target.into(), Duration::from_secs(5))?;
     listen(socket)
+}
+
+/// From another network namespace, where a server of its own has the destination's address.
+fn elsewhere(target: SocketAddr) -> Seen {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+    crate::world::make_addresses().map_err(io::Error::other)?;
+    let server = TcpListener::bind(target)?;
+    std::thread::spawn(move || {
+        for stream in server.incoming().flatten() {
+            crate::world::say(stream, crate::world::DIRECT);
+        }
+    });
+    connect(target)
 }
 
 fn mptcp(target: SocketAddr) -> Seen {

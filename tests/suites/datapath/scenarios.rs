@@ -322,6 +322,21 @@ fn what_is_not_selected_is_not_touched(world: &World) -> Result<()> {
         "{:?}",
         proxy.interceptor.status()
     );
+    // In the Agent's cgroup, but its loopback is not ours.
+    if proxy.interceptor.status().features.sockops_netns_cookie {
+        for target in ["203.0.113.5:80", "203.0.113.5:443"] {
+            expect(
+                &world.agent("agent", &format!("elsewhere {target}"))?,
+                DIRECT,
+                target,
+            )?;
+        }
+        ensure!(
+            proxy.counter("other_netns") == 2,
+            "{:?}",
+            proxy.interceptor.status()
+        );
+    }
     // And the border is where it should be.
     expect(
         &world.agent("agent", "connect 203.0.113.15:80")?,
