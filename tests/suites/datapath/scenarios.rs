@@ -536,7 +536,7 @@ fn getsockopt_is_otherwise_the_kernels(world: &World) -> Result<()> {
         ensure!(SockRef::from(stream).tcp_nodelay()?);
         ensure!(SockRef::from(stream).recv_buffer_size()? > 0);
         ensure!(stream.take_error()?.is_none());
-        // A buffer larger than a page: a careless hook turns this into EFAULT.
+        // A buffer larger than the page that the hook sees: length and content must stay the kernel's.
         let length = tcp_info_length(stream, 3 * 4096)?;
         ensure!((100..4096).contains(&length), "TCP_INFO of {length} bytes");
     }
