@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -19,6 +20,7 @@ use aya::maps::{MapInfo, loaded_maps};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{loaded_links, loaded_programs};
 use nix::libc;
+use nix::mount::{MsFlags, mount, umount};
 use serde_json::Value;
 use socket2::SockRef;
 
@@ -90,6 +92,7 @@ pub const ALL: &[(&str, Scenario)] = &[
         "pins_of_another_version_are_replaced",
         pins_of_another_version_are_replaced,
     ),
+    ("without_a_bpffs_one_is_mounted", without_a_bpffs_one_is_mounted),
     (
         "the_programs_log_reaches_tracing",
         the_programs_log_reaches_tracing,
@@ -829,6 +832,44 @@ fn pins_of_another_version_are_replaced(world: &World) -> Result<()> {
         second.interceptor.status()
     );
     Ok(())
+}
+
+fn without_a_bpffs_one_is_mounted(world: &World) -> Result<()> {
+    world.serve_direct(&[80])?;
+    umount("/sys/fs/bpf")?;
+    // In this mount namespace only: the host's /run is not touched.
+    let none: Option<&str> = None;
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none)?;
+    ensure!(intercept::uninstall()?.directories.is_empty());
+
+    let first = Proxy::start(&config(world))?;
+    ensure!(
+        first.interceptor.status().pins.starts_with(intercept::OWN_BPFFS),
+        "{:?}",
+        first.interceptor.status()
+    );
+    let mode = fs::metadata(intercept::OWN_BPFFS)?.permissions().mode();
+    ensure!(mode & 0o777 == 0o700, "{mode:o}");
+    expect(
+        &world.agent("agent", "connect 203.0.113.5:80")?,
+        "203.0.113.5:80",
+        "203.0.113.5:80",
+    )?;
+    first.interceptor.leave(true)?;
+    // The next one finds the same place.
+    let second = Proxy::start(&config(world))?;
+    expect(
+        &world.agent("agent", "connect 203.0.113.5:80")?,
+        "203.0.113.5:80",
+        "203.0.113.5:80",
+    )?;
+    second.interceptor.leave(false)?;
+    ensure!(!Path::new(intercept::OWN_BPFFS).exists(), "the mount is left");
+    expect(
+        &world.agent("agent", "connect 203.0.113.5:80")?,
+        DIRECT,
+        "203.0.113.5:80",
+    )
 }
 
 /// Also shows that the verifier takes the programs with logging compiled in.
