@@ -173,7 +173,7 @@ fn root_errno(error: &(dyn Error + 'static)) -> Option<i32> {
 fn cure(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(nix::libc::EPERM | nix::libc::EACCES) => {
-            " (run as root, or give the service CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN; `agent-fips-proxy doctor` \
+            " (run as root, or give the service CAP_BPF, CAP_NET_ADMIN and CAP_DAC_OVERRIDE; `agent-fips-proxy doctor` \
              shows what is missing)"
         }
         _ => "",

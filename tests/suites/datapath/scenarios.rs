@@ -98,6 +98,7 @@ pub const ALL: &[(&str, Scenario)] = &[
         the_programs_log_reaches_tracing,
     ),
     ("a_missing_privilege_is_named", a_missing_privilege_is_named),
+    ("three_capabilities_suffice", three_capabilities_suffice),
     ("uninstall_leaves_nothing", uninstall_leaves_nothing),
     (
         "an_uninstall_beneath_a_running_proxy_is_respected",
@@ -230,7 +231,11 @@ pub fn loader(selector: &str) -> Result<()> {
 }
 
 fn start_loader(world: &World) -> Result<Child> {
-    let mut child = Command::new(std::env::current_exe()?)
+    spawn_loader(world, Command::new(std::env::current_exe()?))
+}
+
+fn spawn_loader(world: &World, mut command: Command) -> Result<Child> {
+    let mut child = command
         .env(ROLE, format!("loader {}", world.selector("agent*")))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -951,6 +956,32 @@ fn a_missing_privilege_is_named(world: &World) -> Result<()> {
     ensure!(error.to_string().contains("CAP_BPF"), "{error}");
     // Moving back out needs root too; the clean-up of the suite removes the cgroup.
     std::mem::forget(own);
+    Ok(())
+}
+
+/// Where a bpffs is mounted, what `preflight` asks for is enough: no CAP_SYS_ADMIN, no CAP_PERFMON.
+fn three_capabilities_suffice(world: &World) -> Result<()> {
+    let mut command = Command::new("setpriv");
+    command
+        .args([
+            "--inh-caps=-all",
+            "--bounding-set=-all,+bpf,+net_admin,+dac_override",
+            "--",
+        ])
+        .arg(std::env::current_exe()?);
+    let mut loader = spawn_loader(world, command)?;
+    let status = fs::read_to_string(format!("/proc/{}/status", loader.id()))?;
+    // CAP_DAC_OVERRIDE is bit 1, CAP_NET_ADMIN 12, CAP_BPF 39.
+    ensure!(status.contains("CapEff:\t0000008000001002"), "{status}");
+    for target in ["203.0.113.5:80", "[2001:db8::5]:443"] {
+        expect(
+            &world.agent("agent", &format!("connect {target}"))?,
+            target,
+            target,
+        )?;
+    }
+    loader.kill()?;
+    loader.wait()?;
     Ok(())
 }
 
