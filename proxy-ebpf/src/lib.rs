@@ -158,7 +158,7 @@ impl Settings {
         // A loop with a constant bound: the verifiers of 5.10 to 7.2 all accept it.
         let mut index = 0;
         while index < MAX_PORTS {
-            if (index as u32) < self.port_count && self.ports[index] == port {
+            if index < self.port_count as usize && self.ports[index] == port {
                 return true;
             }
             index += 1;

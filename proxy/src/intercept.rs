@@ -46,6 +46,7 @@ use policy::Destinations;
 const HANDOVER_GRACE: Duration = Duration::from_millis(200);
 
 /// The listeners that intercepted connections go to, one per family, bound to loopback, with their ports.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Listeners<'a> {
     /// On 127.0.0.1; serves IPv4 and IPv4-mapped destinations.
     pub v4: Option<(BorrowedFd<'a>, u16)>,

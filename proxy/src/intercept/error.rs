@@ -113,18 +113,13 @@ impl InterceptError {
             Self::EmptyObject | Self::Missing(_) | Self::Selector(_) | Self::TooManyPorts(_) => {
                 ErrorKind::Internal
             }
-            Self::Program { source, .. } => match root_errno(source.as_ref()) {
+            Self::Program { source, .. } => match program_errno(source) {
                 Some(nix::libc::EPERM) => ErrorKind::Privilege,
                 // The verifier answers EACCES and EINVAL; E2BIG is its complexity limit.
                 _ => ErrorKind::Unsupported,
             },
-            other => match root_errno(other) {
-                Some(nix::libc::EPERM | nix::libc::EACCES) => ErrorKind::Privilege,
-                Some(nix::libc::ENOSYS | nix::libc::EOPNOTSUPP | nix::libc::EINVAL | nix::libc::ENODEV) => {
-                    ErrorKind::Unsupported
-                }
-                _ => ErrorKind::Internal,
-            },
+            Self::Attach { source, .. } => kind_of(program_errno(source)),
+            other => kind_of(root_errno(other)),
         }
     }
 
@@ -139,6 +134,24 @@ impl InterceptError {
             map,
             source: Box::new(source),
         }
+    }
+}
+
+fn kind_of(errno: Option<i32>) -> ErrorKind {
+    match errno {
+        Some(nix::libc::EPERM | nix::libc::EACCES) => ErrorKind::Privilege,
+        Some(nix::libc::ENOSYS | nix::libc::EOPNOTSUPP | nix::libc::EINVAL | nix::libc::ENODEV) => {
+            ErrorKind::Unsupported
+        }
+        _ => ErrorKind::Internal,
+    }
+}
+
+/// This variant is transparent: it shows the source of its error, not the error itself.
+fn program_errno(error: &ProgramError) -> Option<i32> {
+    match error {
+        ProgramError::IOError(error) => error.raw_os_error(),
+        other => root_errno(other),
     }
 }
 
@@ -160,7 +173,7 @@ fn root_errno(error: &(dyn Error + 'static)) -> Option<i32> {
 fn cure(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(nix::libc::EPERM | nix::libc::EACCES) => {
-            " (run as root, or give the service CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN; `agent-fips-proxy doctor` \
+            " (run as root, or give the service CAP_BPF, CAP_NET_ADMIN and CAP_DAC_OVERRIDE; `agent-fips-proxy doctor` \
              shows what is missing)"
         }
         _ => "",
@@ -185,6 +198,16 @@ mod tests {
             kernel: "5.10.0".into(),
             source: Box::new(ProgramError::IOError(io::Error::from_raw_os_error(errno))),
         };
+        let attach = |errno| InterceptError::Attach {
+            program: "connect4",
+            cgroup: "/x".into(),
+            source: Box::new(ProgramError::SyscallError(aya::sys::SyscallError {
+                call: "bpf_link_create",
+                io_error: io::Error::from_raw_os_error(errno),
+            })),
+        };
+        assert_eq!(attach(nix::libc::EPERM).kind(), ErrorKind::Privilege);
+        assert_eq!(attach(nix::libc::EINVAL).kind(), ErrorKind::Unsupported);
         assert_eq!(program(nix::libc::EPERM).kind(), ErrorKind::Privilege);
         // EACCES from a program load is the verifier's refusal, not a missing privilege.
         assert_eq!(program(nix::libc::EACCES).kind(), ErrorKind::Unsupported);

@@ -42,7 +42,7 @@ pub(super) fn detached_cgroup2() -> io::Result<OwnedFd> {
 /// The cookie of a socket's network namespace; `None` when the kernel has none (before 5.14).
 pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<Option<u64>> {
     let mut cookie = 0_u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
+    let mut length: libc::socklen_t = 8;
     // SAFETY: value and length are live and of the size given. nix has no such option.
     let result = unsafe {
         libc::getsockopt(

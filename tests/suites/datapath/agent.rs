@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -43,6 +43,7 @@ fn single(action: &str, target: SocketAddr) -> Value {
         "stale" => stale(target),
         "udp" => udp(target),
         "mptcp" => mptcp(target),
+        "elsewhere" => elsewhere(target),
         other => Err(io::Error::other(format!("no action `{other}`"))),
     };
     match result {
@@ -79,6 +80,19 @@ fn connect(target: SocketAddr) -> Seen {
     let socket = socket(target)?;
     socket.connect_timeout(&target.into(), Duration::from_secs(5))?;
     listen(socket)
+}
+
+/// From another network namespace, where a server of its own has the destination's address.
+fn elsewhere(target: SocketAddr) -> Seen {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+    crate::world::make_addresses().map_err(io::Error::other)?;
+    let server = TcpListener::bind(target)?;
+    std::thread::spawn(move || {
+        for stream in server.incoming().flatten() {
+            crate::world::say(stream, crate::world::DIRECT);
+        }
+    });
+    connect(target)
 }
 
 fn mptcp(target: SocketAddr) -> Seen {
@@ -145,18 +159,10 @@ fn bound_to_device(target: SocketAddr) -> Seen {
 fn stale(target: SocketAddr) -> Seen {
     let socket = socket(target)?;
     socket.connect(&target.into())?;
-    let unspecified = libc::sockaddr {
-        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
-        sa_data: [0; 14],
-    };
+    // `struct sockaddr` of the family AF_UNSPEC (0).
+    let unspecified = [0_u64; 2];
     // SAFETY: a live address of the size given; AF_UNSPEC disconnects. std has no such call.
-    let result = unsafe {
-        libc::connect(
-            socket.as_raw_fd(),
-            &raw const unspecified,
-            size_of_val(&unspecified) as libc::socklen_t,
-        )
-    };
+    let result = unsafe { libc::connect(socket.as_raw_fd(), unspecified.as_ptr().cast(), 16) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }

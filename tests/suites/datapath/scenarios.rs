@@ -2,20 +2,25 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use agent_fips_proxy::config::{Datapath, HttpsPolicy, Intercept, OnFailure};
-use agent_fips_proxy::intercept::{self, AgentWatcher, Interceptor, Listeners, OwnCgroup};
+use agent_fips_proxy::intercept::{
+    self, AgentWatcher, ErrorKind, Interceptor, Listeners, OwnCgroup, preflight,
+};
 use anyhow::{Context, Result, ensure};
 use aya::maps::{MapInfo, loaded_maps};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{loaded_links, loaded_programs};
 use nix::libc;
+use nix::mount::{MsFlags, mount, umount};
 use serde_json::Value;
 use socket2::SockRef;
 
@@ -87,6 +92,13 @@ pub const ALL: &[(&str, Scenario)] = &[
         "pins_of_another_version_are_replaced",
         pins_of_another_version_are_replaced,
     ),
+    ("without_a_bpffs_one_is_mounted", without_a_bpffs_one_is_mounted),
+    (
+        "the_programs_log_reaches_tracing",
+        the_programs_log_reaches_tracing,
+    ),
+    ("a_missing_privilege_is_named", a_missing_privilege_is_named),
+    ("three_capabilities_suffice", three_capabilities_suffice),
     ("uninstall_leaves_nothing", uninstall_leaves_nothing),
     (
         "an_uninstall_beneath_a_running_proxy_is_respected",
@@ -219,7 +231,11 @@ pub fn loader(selector: &str) -> Result<()> {
 }
 
 fn start_loader(world: &World) -> Result<Child> {
-    let mut child = Command::new(std::env::current_exe()?)
+    spawn_loader(world, Command::new(std::env::current_exe()?))
+}
+
+fn spawn_loader(world: &World, mut command: Command) -> Result<Child> {
+    let mut child = command
         .env(ROLE, format!("loader {}", world.selector("agent*")))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -314,6 +330,21 @@ fn what_is_not_selected_is_not_touched(world: &World) -> Result<()> {
         "{:?}",
         proxy.interceptor.status()
     );
+    // In the Agent's cgroup, but its loopback is not ours.
+    if proxy.interceptor.status().features.sockops_netns_cookie {
+        for target in ["203.0.113.5:80", "203.0.113.5:443"] {
+            expect(
+                &world.agent("agent", &format!("elsewhere {target}"))?,
+                DIRECT,
+                target,
+            )?;
+        }
+        ensure!(
+            proxy.counter("other_netns") == 2,
+            "{:?}",
+            proxy.interceptor.status()
+        );
+    }
     // And the border is where it should be.
     expect(
         &world.agent("agent", "connect 203.0.113.15:80")?,
@@ -513,7 +544,7 @@ fn getsockopt_is_otherwise_the_kernels(world: &World) -> Result<()> {
         ensure!(SockRef::from(stream).tcp_nodelay()?);
         ensure!(SockRef::from(stream).recv_buffer_size()? > 0);
         ensure!(stream.take_error()?.is_none());
-        // A buffer larger than a page: a careless hook turns this into EFAULT.
+        // A buffer larger than the page that the hook sees: length and content must stay the kernel's.
         let length = tcp_info_length(stream, 3 * 4096)?;
         ensure!((100..4096).contains(&length), "TCP_INFO of {length} bytes");
     }
@@ -805,6 +836,152 @@ fn pins_of_another_version_are_replaced(world: &World) -> Result<()> {
         "{:?}",
         second.interceptor.status()
     );
+    Ok(())
+}
+
+fn without_a_bpffs_one_is_mounted(world: &World) -> Result<()> {
+    world.serve_direct(&[80])?;
+    umount("/sys/fs/bpf")?;
+    // In this mount namespace only: the host's /run is not touched.
+    let none: Option<&str> = None;
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none)?;
+    ensure!(intercept::uninstall()?.directories.is_empty());
+
+    let first = Proxy::start(&config(world))?;
+    ensure!(
+        first.interceptor.status().pins.starts_with(intercept::OWN_BPFFS),
+        "{:?}",
+        first.interceptor.status()
+    );
+    let mode = fs::metadata(intercept::OWN_BPFFS)?.permissions().mode();
+    ensure!(mode & 0o777 == 0o700, "{mode:o}");
+    expect(
+        &world.agent("agent", "connect 203.0.113.5:80")?,
+        "203.0.113.5:80",
+        "203.0.113.5:80",
+    )?;
+    first.interceptor.leave(true)?;
+    // The next one finds the same place.
+    let second = Proxy::start(&config(world))?;
+    expect(
+        &world.agent("agent", "connect 203.0.113.5:80")?,
+        "203.0.113.5:80",
+        "203.0.113.5:80",
+    )?;
+    second.interceptor.leave(false)?;
+    ensure!(!Path::new(intercept::OWN_BPFFS).exists(), "the mount is left");
+    expect(
+        &world.agent("agent", "connect 203.0.113.5:80")?,
+        DIRECT,
+        "203.0.113.5:80",
+    )
+}
+
+/// Also shows that the verifier takes the programs with logging compiled in.
+fn the_programs_log_reaches_tracing(world: &World) -> Result<()> {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let writer = Lines(Arc::clone(&lines));
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .init();
+    let mut proxy = Proxy::start(&config(world))?;
+    let mut log = proxy
+        .interceptor
+        .take_kernel_log()
+        .context("no log although debug is on")?;
+    expect(
+        &world.agent("agent", "connect 203.0.113.5:80")?,
+        "203.0.113.5:80",
+        "203.0.113.5:80",
+    )?;
+    proxy
+        .interceptor
+        .set_listeners(Listeners { v4: None, v6: None })?;
+    expect_error(
+        &world.agent("agent", "connect [2001:db8::5]:443")?,
+        refusal(&proxy),
+    )?;
+    log.drain();
+    let text = String::from_utf8(lines.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.clone())?;
+    for part in [
+        "DEBUG agent_fips_proxy::intercept::kernel: intercepted connect to [::ffff:203.0.113.5]:80",
+        "refused connect to [2001:db8::5]:443",
+    ] {
+        ensure!(text.contains(part), "`{part}` is not in:\n{text}");
+    }
+    Ok(())
+}
+
+/// Where the log goes.
+#[derive(Clone)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if let Ok(mut lines) = self.0.lock() {
+            lines.extend_from_slice(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn a_missing_privilege_is_named(world: &World) -> Result<()> {
+    let before = preflight::checks();
+    ensure!(preflight::obstacle(&before).is_none(), "{before:?}");
+    let own = Interceptor::enter_own_cgroup()?;
+    nix::unistd::setuid(nix::unistd::Uid::from_raw(65534))?;
+    let rows = preflight::checks();
+    let obstacle = preflight::obstacle(&rows).context("no obstacle without any capability")?;
+    ensure!(
+        obstacle
+            .capability
+            .as_deref()
+            .is_some_and(|text| text.starts_with("CAP_BPF (bpf(")),
+        "{obstacle:?}"
+    );
+    let error = Interceptor::load(&config(world), &own)
+        .err()
+        .context("loaded without any capability")?;
+    ensure!(
+        error.kind() == ErrorKind::Privilege,
+        "{:?}: {error}",
+        error.kind()
+    );
+    ensure!(error.to_string().contains("CAP_BPF"), "{error}");
+    // Moving back out needs root too; the clean-up of the suite removes the cgroup.
+    std::mem::forget(own);
+    Ok(())
+}
+
+/// Where a bpffs is mounted, what `preflight` asks for is enough: no CAP_SYS_ADMIN, no CAP_PERFMON.
+fn three_capabilities_suffice(world: &World) -> Result<()> {
+    let mut command = Command::new("setpriv");
+    command
+        .args([
+            "--inh-caps=-all",
+            "--bounding-set=-all,+bpf,+net_admin,+dac_override",
+            "--",
+        ])
+        .arg(std::env::current_exe()?);
+    let mut loader = spawn_loader(world, command)?;
+    let status = fs::read_to_string(format!("/proc/{}/status", loader.id()))?;
+    // CAP_DAC_OVERRIDE is bit 1, CAP_NET_ADMIN 12, CAP_BPF 39.
+    ensure!(status.contains("CapEff:\t0000008000001002"), "{status}");
+    for target in ["203.0.113.5:80", "[2001:db8::5]:443"] {
+        expect(
+            &world.agent("agent", &format!("connect {target}"))?,
+            target,
+            target,
+        )?;
+    }
+    loader.kill()?;
+    loader.wait()?;
     Ok(())
 }
 

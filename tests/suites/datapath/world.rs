@@ -39,21 +39,7 @@ impl World {
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("private mounts")?;
         mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).context("bpffs")?;
-        for command in [
-            "link set lo up",
-            "route add local 203.0.113.0/24 dev lo",
-            "-6 route add local 2001:db8::/64 dev lo",
-        ] {
-            let done = Command::new("ip")
-                .args(command.split(' '))
-                .output()
-                .context("ip")?;
-            ensure!(
-                done.status.success(),
-                "ip {command}: {}",
-                String::from_utf8_lossy(&done.stderr)
-            );
-        }
+        make_addresses()?;
         // Fast open on both sides, without cookies and for every listener.
         fs::write("/proc/sys/net/ipv4/tcp_fastopen", "1543").context("tcp_fastopen")?;
         let this = Self {
@@ -131,6 +117,26 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// Makes the test addresses local to this network namespace.
+pub fn make_addresses() -> Result<()> {
+    for command in [
+        "link set lo up",
+        "route add local 203.0.113.0/24 dev lo",
+        "-6 route add local 2001:db8::/64 dev lo",
+    ] {
+        let done = Command::new("ip")
+            .args(command.split(' '))
+            .output()
+            .context("ip")?;
+        ensure!(
+            done.status.success(),
+            "ip {command}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+    }
+    Ok(())
 }
 
 /// Says one word and closes once the other side did: a close with unread data would be a reset.
