@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::listeners::Listeners;
 use super::protocol::InterceptionStatus;
 use crate::config::{self, OnFailure};
-use crate::intercept::{AgentWatcher, InterceptError, Interceptor, Listeners as KernelListeners, OwnCgroup};
+use crate::intercept::{
+    self, AgentWatcher, InterceptError, Interceptor, Listeners as KernelListeners, OwnCgroup,
+};
 
 /// Interception over the life of the master.
 pub struct Interception {
@@ -75,6 +77,19 @@ impl Interception {
         match &mut self.kernel {
             Some(kernel) => kernel.set_attached(false),
             None => Ok(()),
+        }
+    }
+
+    /// At start, switched off: takes away what an earlier process left in force.
+    pub fn clear(&self) {
+        if self.enabled {
+            return;
+        }
+        match intercept::uninstall() {
+            Ok(report) if !report.is_empty() => tracing::info!("interception is off; {report}"),
+            Ok(_) => {}
+            // Without the right to look there was no right to leave anything either.
+            Err(error) => tracing::debug!(%error, "cannot look for an earlier process's hooks"),
         }
     }
 

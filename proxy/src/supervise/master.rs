@@ -105,6 +105,7 @@ impl Master {
 
         let mut listeners = Listeners::new(config.worker.threads);
         let mut interception = Interception::new(config.intercept.clone());
+        interception.clear();
         // The cgroup first: every listener must be made inside it.
         start_interception(&config, interception.prepare(&mut listeners))?;
         listeners.reconcile(&listeners::wanted(&config));
