@@ -16,6 +16,9 @@ use crate::netns::Host;
 /// Where the proxy keeps its pins when no bpffs is mounted at `/sys/fs/bpf` (inside the host's mount namespace).
 const PINS: &str = "/run/agent-fips-proxy/bpf";
 
+/// The kernel puts these iterators into every bpffs (CONFIG_BPF_PRELOAD, 5.10): nobody's pins.
+const PRELOADED: &[&str] = &["maps.debug", "progs.debug"];
+
 /// Ids of kernel objects.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Objects {
@@ -83,7 +86,7 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         let path = entry?.path();
         if path.is_dir() {
             walk(&path, files)?;
-        } else {
+        } else if !PRELOADED.iter().any(|name| path.ends_with(name)) {
             files.push(path);
         }
     }
