@@ -6,15 +6,18 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use aya::maps::{MapInfo, loaded_maps};
+use anyhow::{Context, Result, bail};
+use aya::maps::loaded_maps;
 use aya::programs::links::PinnedLink;
-use aya::programs::{ProgramInfo, loaded_links, loaded_programs};
+use aya::programs::{loaded_links, loaded_programs};
 
 use crate::netns::Host;
 
 /// Where the proxy keeps its pins when no bpffs is mounted at `/sys/fs/bpf` (inside the host's mount namespace).
 const PINS: &str = "/run/agent-fips-proxy/bpf";
+
+/// The kernel puts these iterators into every bpffs (CONFIG_BPF_PRELOAD, 5.10): nobody's pins.
+const PRELOADED: &[&str] = &["maps.debug", "progs.debug"];
 
 /// Ids of kernel objects.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -62,20 +65,43 @@ pub fn pins(host: &Host) -> Result<Vec<PathBuf>> {
 pub fn objects(host: &Host) -> Result<Objects> {
     let mut objects = Objects::default();
     for pin in pins(host)? {
-        // The kernel tells nobody what kind of object a pin is; each opener refuses the two other kinds.
-        if let Ok(program) = ProgramInfo::from_pin(&pin) {
-            objects.programs.insert(program.id());
-        } else if let Ok(map) = MapInfo::from_pin(&pin) {
-            objects.maps.insert(map.id());
-        } else {
-            let link = PinnedLink::from_pin(&pin)
-                .with_context(|| format!("{} is neither program, map nor link", pin.display()))?;
-            let info = aya::programs::links::FdLink::from(link).info()?;
-            objects.links.insert(info.id());
-            objects.programs.insert(info.program_id());
+        // The kernel opens a pin of any kind the same way; what it is stands in the descriptor's fdinfo (map_id, prog_id,
+        // link_id), while this value holds it open. No other thread of a suite holds a bpf descriptor.
+        let open = PinnedLink::from_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
+        let facts = bpf_descriptors()?;
+        drop(open);
+        let mut known = false;
+        for (key, ids) in [
+            ("prog_id:", &mut objects.programs),
+            ("map_id:", &mut objects.maps),
+            ("link_id:", &mut objects.links),
+        ] {
+            for id in facts
+                .lines()
+                .filter_map(|line| line.strip_prefix(key)?.trim().parse().ok())
+            {
+                ids.insert(id);
+                known = true;
+            }
+        }
+        if !known {
+            bail!("{} is neither program, map nor link: {facts}", pin.display());
         }
     }
     Ok(objects)
+}
+
+/// The fdinfo of every bpf descriptor of this process.
+fn bpf_descriptors() -> Result<String> {
+    let mut facts = String::new();
+    for entry in std::fs::read_dir("/proc/self/fd")?.flatten() {
+        let name = std::fs::read_link(entry.path()).unwrap_or_default();
+        if name.to_string_lossy().starts_with("anon_inode:bpf") {
+            let info = Path::new("/proc/self/fdinfo").join(entry.file_name());
+            facts.push_str(&std::fs::read_to_string(info)?);
+        }
+    }
+    Ok(facts)
 }
 
 fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
@@ -83,7 +109,7 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         let path = entry?.path();
         if path.is_dir() {
             walk(&path, files)?;
-        } else {
+        } else if !PRELOADED.iter().any(|name| path.ends_with(name)) {
             files.push(path);
         }
     }

@@ -4,6 +4,7 @@
 //! - [`cgroup`]: child cgroups of the unified hierarchy.
 //! - [`ca`]: a certificate authority with good and bad leaves.
 //! - [`intake`]: a strict TLS intake that records what it saw, and a plain listener that catches leaks.
+//! - [`dns`]: a name server that knows no name.
 //! - [`proxy`]: the binary under test: start, wait until ready, read its logs and metrics, stop.
 //! - [`agent`]: clients: curl and our load client.
 //! - [`bpf`]: which kernel objects are ours, and whether they are gone.
@@ -16,6 +17,7 @@ pub mod agent;
 pub mod bpf;
 pub mod ca;
 pub mod cgroup;
+pub mod dns;
 pub mod intake;
 pub mod netns;
 pub mod plain;

@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::ca::{Authority, Fault};
+use crate::dns::NameServer;
 use crate::intake::{Intake, Options, Peer};
 use crate::netns::{Host, join};
 use crate::plain::Plain;
@@ -56,6 +57,8 @@ pub struct Setup {
     pub http2: bool,
     /// Whether it refuses other keys than [`API_KEY`].
     pub check_key: bool,
+    /// Whether the host's name server answers at all.
+    pub name_server: bool,
 }
 
 impl Default for Setup {
@@ -65,6 +68,7 @@ impl Default for Setup {
             peer: Peer::Modern,
             http2: false,
             check_key: true,
+            name_server: true,
         }
     }
 }
@@ -75,6 +79,8 @@ pub struct World {
     pub intake: Intake,
     /// The leak detector, port 80 of the intake's addresses and of [`ELSEWHERE`].
     pub plain: Plain,
+    /// The host's name server.
+    _name_server: Option<NameServer>,
     /// Where Agent and proxy run.
     pub host: Host,
     /// Where the intake runs.
@@ -118,10 +124,12 @@ impl World {
                 api_key: setup.check_key.then(|| API_KEY.to_owned()),
             },
         )?;
+        let name_server = setup.name_server.then(|| NameServer::start(&host)).transpose()?;
         let plain = Plain::start(&net, &[INTAKE4, INTAKE6, ELSEWHERE], 80)?;
         Ok(Self {
             intake,
             plain,
+            _name_server: name_server,
             host,
             net,
             authority,

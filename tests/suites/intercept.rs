@@ -10,7 +10,7 @@ use harness::agent::{Load, curl, run_python};
 use harness::cgroup::Cgroup;
 use harness::proxy::{Launch, Proxy};
 use harness::suite::{Need, case, run};
-use harness::world::{API_KEY, BYSTANDER, ELSEWHERE, INTAKE4, INTAKE6, SITE, VERSIONED, World};
+use harness::world::{API_KEY, BYSTANDER, ELSEWHERE, INTAKE4, INTAKE6, SITE, Setup, VERSIONED, World};
 use harness::{check, check_eq};
 use serde_json::json;
 
@@ -52,6 +52,11 @@ fn main() -> ExitCode {
             "units_that_start_later_are_selected",
             &[Need::Bpf],
             units_that_start_later,
+        ),
+        case(
+            "a_dead_resolver_delays_nothing",
+            &[Need::Bpf],
+            a_dead_resolver_delays_nothing,
         ),
         case(
             "fifty_thousand_connections",
@@ -235,7 +240,14 @@ fn tls_of_the_agent_passes() -> Result<()> {
     let answer = curl(
         &world.host,
         Some(&agent),
-        &["--cacert", &ca, "-H", &key, &format!("https://{VERSIONED}/own")],
+        &[
+            "-4",
+            "--cacert",
+            &ca,
+            "-H",
+            &key,
+            &format!("https://{VERSIONED}/own"),
+        ],
     )?;
     check_eq!(
         (answer.status, answer.peer.as_str()),
@@ -356,6 +368,26 @@ fn units_that_start_later() -> Result<()> {
     let other = parent.child("other.service")?;
     let answer = curl(&world.host, Some(&other), &[&format!("http://{BYSTANDER}/other")])?;
     check_eq!(answer.body, "plain", "a cgroup that the glob does not match");
+    Ok(())
+}
+
+/// Names of the hosts file are known at once; names that nobody answers for must not hold them up. Ready means ready: what
+/// is asked right after `/readyz` goes through us.
+fn a_dead_resolver_delays_nothing() -> Result<()> {
+    let world = World::with(Setup {
+        name_server: false,
+        ..Setup::default()
+    })?;
+    let agent = Cgroup::new("agent")?;
+    let proxy = start(&world, &agent)?;
+    let key = format!("DD-API-KEY: {API_KEY}");
+    let answer = curl(
+        &world.host,
+        Some(&agent),
+        &["-H", &key, &format!("http://{VERSIONED}/at-once")],
+    )?;
+    check_eq!(answer.status, 202, "{answer:?}\n{}", proxy.log());
+    check!(world.leaks().is_empty(), "leaks: {:?}", world.leaks());
     Ok(())
 }
 

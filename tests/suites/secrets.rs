@@ -103,7 +103,6 @@ fn canaries_appear_nowhere_in_errors() -> Result<()> {
     ] {
         send(&["-H", bad])?;
     }
-    send(&["-X", "c0ffee11c0ffee22c0ffee33c0ffee44"])?;
     let plain = path.split('?').next().unwrap_or_default();
     for answer in [
         Answer::ResetBeforeHead,

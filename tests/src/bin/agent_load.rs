@@ -150,11 +150,11 @@ fn request(
     let written = stream
         .write_all(head.as_bytes())
         .and_then(|()| stream.write_all(&body));
-    let status = response(&mut stream).map_err(|kind| match written {
+    let (status, kept) = response(&mut stream).map_err(|kind| match written {
         Ok(()) => kind,
         Err(error) => format!("write_{:?}", error.kind()),
     })?;
-    if served + 1 < options.per_connection {
+    if kept && served + 1 < options.per_connection {
         *connection = Some((stream, served + 1));
     } else {
         // RST in place of TIME_WAIT: the port is free for the next connect at once.
@@ -183,8 +183,8 @@ fn connect(options: &Options, target: &Target) -> Result<TcpStream, String> {
     Ok(stream)
 }
 
-/// Reads one response to its end; its status.
-fn response(stream: &mut TcpStream) -> Result<u16, String> {
+/// Reads one response to its end; its status, and whether the server keeps the connection.
+fn response(stream: &mut TcpStream) -> Result<(u16, bool), String> {
     let mut bytes = Vec::new();
     let mut piece = [0; 4096];
     loop {
@@ -208,7 +208,8 @@ fn response(stream: &mut TcpStream) -> Result<u16, String> {
                 continue;
             }
             if complete {
-                return Ok(status);
+                let close = value("connection:").is_some_and(|value| value.contains("close"));
+                return Ok((status, !close));
             }
         }
         match stream.read(&mut piece) {

@@ -142,16 +142,18 @@ fn print_row(columns: [&str; 8]) {
 /// Totals, the module, and the checks.
 fn verdict(world: &World, proxy: &Proxy<'_>, report: &Report, shown: &[Value]) -> Result<bool> {
     let seen = world.intake.seen();
-    let mut totals: BTreeMap<(String, &str), (usize, u64)> = BTreeMap::new();
+    let mut totals: BTreeMap<(String, &str), (usize, u64, bool)> = BTreeMap::new();
     for request in &seen {
         let family = if request.local.is_ipv4() { "IPv4" } else { "IPv6" };
         let total = totals.entry((request.host.clone(), family)).or_default();
         total.0 += 1;
         total.1 += request.body_len;
+        total.2 |= !request.faults.is_empty();
     }
     println!("What the intake received:");
-    for ((host, family), (requests, bytes)) in &totals {
-        println!("  {host:<42} {family}  {requests:>3} requests  {bytes:>8} bytes, digests right");
+    for ((host, family), (requests, bytes, faulty)) in &totals {
+        let digests = if *faulty { "FAULTY" } else { "digests right" };
+        println!("  {host:<42} {family}  {requests:>3} requests  {bytes:>8} bytes, {digests}");
     }
     let version = proxy.cli(&["version"])?;
     println!("\n{}", String::from_utf8_lossy(&version.stdout).trim_end());
