@@ -115,6 +115,25 @@ fn find_ignore_case(text: &str, needle: &str) -> Option<usize> {
         .position(|window| window.eq_ignore_ascii_case(needle.as_bytes()))
 }
 
+/// The method as it may be shown: any token is a valid method, so an unknown one could be anything, a key among it.
+pub fn method(method: &http::Method) -> http::Method {
+    let known = [
+        http::Method::GET,
+        http::Method::HEAD,
+        http::Method::POST,
+        http::Method::PUT,
+        http::Method::PATCH,
+        http::Method::DELETE,
+        http::Method::OPTIONS,
+        http::Method::TRACE,
+    ];
+    if known.contains(method) {
+        return method.clone();
+    }
+    // A constant that every HTTP library accepts as a method.
+    http::Method::from_bytes(b"OTHER").unwrap_or(http::Method::GET)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,5 +185,12 @@ mod tests {
             let named = format!("{before}api_key=zzsecretzz&{after}");
             proptest::prop_assert!(!text(&named).contains("zzsecretzz"), "{}", text(&named));
         }
+    }
+
+    #[test]
+    fn a_method_that_is_none_is_not_shown() {
+        assert_eq!(method(&http::Method::POST), http::Method::POST);
+        let key = http::Method::from_bytes(b"0123456789abcdef0123456789abcdef").unwrap();
+        assert_eq!(method(&key).as_str(), "OTHER");
     }
 }

@@ -138,7 +138,7 @@ async fn handle<H: Handshake>(client: &Rc<Client<H>>, request: Request<Incoming>
         client.via,
         client.addr.0,
         client.origin.original().map(|original| original.0),
-        parts.method.clone(),
+        redact::method(&parts.method),
         redact::path(parts.uri.path()),
     );
     let recorder = Arc::clone(&shared.recorder);
@@ -208,7 +208,13 @@ fn own<H: Handshake>(
     message: String,
     mut recording: Recording,
 ) -> Response<Download> {
-    let response = answer::response(outcome, &message);
+    let mut response = answer::response(outcome, &message);
+    if !recording.is_request_complete() {
+        // hyper closes a connection whose request body nobody read: the client must know before it sends another.
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     recording.set_answer(response.status(), outcome, Some(message));
     let mut response = response.map(|body| body.recorded(recording));
     close_if_last(client, &mut response);

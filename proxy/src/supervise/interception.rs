@@ -23,6 +23,8 @@ pub struct Interception {
     own: Option<OwnCgroup>,
     /// Addresses learned before the programs were loaded.
     addresses: Vec<(IpAddr, Duration)>,
+    /// Every intake name was asked for at least once.
+    asked: bool,
 }
 
 impl Interception {
@@ -36,6 +38,7 @@ impl Interception {
             watcher: None,
             own: None,
             addresses: Vec::new(),
+            asked: false,
         }
     }
 
@@ -120,10 +123,20 @@ impl Interception {
         match &mut self.kernel {
             Some(kernel) => kernel.add_destinations(&addresses),
             None => {
-                self.addresses = addresses;
+                self.addresses.extend(addresses);
                 Ok(())
             }
         }
+    }
+
+    /// Every intake name was asked for.
+    pub fn addresses_asked(&mut self) {
+        self.asked = true;
+    }
+
+    /// Nothing that could be selected now is still unknown; also while switched off, when nothing is to be selected.
+    pub fn settled(&self) -> bool {
+        self.asked || !self.attached()
     }
 
     /// Returns when Agents may have come or gone: then call [`Interception::sync`]. Never returns while there is nothing
@@ -163,12 +176,14 @@ impl Interception {
             requested: self.config.requested,
             attached: self.attached(),
             detail: self.detail.clone(),
+            addresses_asked: self.asked,
             kernel: self.kernel.as_ref().map(Interceptor::status),
         }
     }
 
-    /// The end of the master. `closed`: the policy stays in the kernel, so that nothing leaves while we are away.
-    pub fn leave(mut self) {
+    /// The end of the master. `closed`: the policy stays in the kernel, so that nothing leaves while we are away. Our own
+    /// cgroup goes when this is dropped, which is after the last worker.
+    pub fn leave(&mut self) {
         let Some(kernel) = self.kernel.take() else { return };
         let keep = self.enabled && self.config.on_failure == OnFailure::Closed && kernel.attached();
         if keep {

@@ -62,6 +62,8 @@ struct Master {
     restarts: u64,
     early_deaths: u32,
     restart_at: Option<tokio::time::Instant>,
+    /// A worker was ready once: from then on a worker that fails is replaced, before it ends the program.
+    served: bool,
     /// READY was said.
     up: bool,
     waiting_for_status: Vec<oneshot::Sender<Answer>>,
@@ -133,6 +135,7 @@ impl Master {
             restarts: 0,
             early_deaths: 0,
             restart_at: None,
+            served: false,
             up: false,
             waiting_for_status: Vec::new(),
             ticks: 0,
@@ -187,6 +190,7 @@ impl Master {
             WorkerEvent::Said(FromWorker::Ready) => {
                 let worker = &mut self.workers[at];
                 worker.ready = true;
+                self.served = true;
                 worker.last_alive = Instant::now();
                 tracing::info!(pid = worker.pid, "worker ready");
                 for older in self
@@ -196,13 +200,10 @@ impl Master {
                 {
                     older.drain().await;
                 }
-                if !self.up {
-                    self.up = true;
-                    notify::ready(&self.summary());
-                }
+                self.announce();
             }
             WorkerEvent::Said(FromWorker::Failed { exit, message }) => {
-                if !self.up {
+                if !self.served {
                     // The worker has written its own line to the same log.
                     tracing::debug!(exit, message, "the worker cannot start");
                     return Some(Exit::from_code(exit));
@@ -214,6 +215,11 @@ impl Master {
                 if let Err(error) = self.interception.add_addresses(addresses) {
                     tracing::error!(%error, "cannot tell the kernel the addresses of the intake names");
                 }
+            }
+            WorkerEvent::Said(FromWorker::AddressesAsked) => {
+                self.interception.addresses_asked();
+                self.announce();
+                self.push_state().await;
             }
             WorkerEvent::Said(FromWorker::Status(status)) => self.answer_status(Some(*status)),
             WorkerEvent::Ended(status) => {
@@ -243,7 +249,7 @@ impl Master {
         if self.workers.iter().any(|other| !other.draining) {
             return None;
         }
-        if !self.up {
+        if !self.served {
             tracing::error!("the worker died before it was ready");
             return Some(Exit::Internal);
         }
@@ -479,6 +485,16 @@ impl Master {
         for tell in self.waiting_for_status.drain(..) {
             // Whoever asked may have gone.
             let _ = tell.send(Answer::Ok(body.clone()));
+        }
+    }
+
+    /// Says READY, once: a worker serves, and the kernel selects what it can know. Units that wait for us, the Agent's
+    /// among them, start only then.
+    fn announce(&mut self) {
+        if !self.up && self.interception.settled() && self.workers.iter().any(|worker| worker.ready) {
+            self.up = true;
+            tracing::info!("up: {}", self.summary());
+            notify::ready(&self.summary());
         }
     }
 

@@ -85,6 +85,8 @@ pub enum FromWorker {
     Alive,
     /// Addresses of intake names, each with the time it may be kept.
     Addresses(Vec<(IpAddr, Duration)>),
+    /// Every intake name was asked for once: what can be selected by address now is.
+    AddressesAsked,
     /// The answer to [`ToWorker::Status`].
     Status(Box<WorkerStatus>),
 }
@@ -118,9 +120,18 @@ impl MasterStatus {
             })
             .collect();
         let interception = &self.interception;
-        if interception.enabled && interception.requested && !interception.attached {
-            let why = interception.detail.as_deref().unwrap_or("not attached yet");
-            reasons.push(format!("interception: {why}"));
+        if interception.enabled && interception.requested {
+            let why = match (&interception.kernel, interception.attached) {
+                (_, false) => interception.detail.as_deref().or(Some("not attached yet")),
+                _ if !interception.addresses_asked => {
+                    Some("the addresses of the intake names are being asked for")
+                }
+                (Some(kernel), true) if kernel.destinations == 0 => Some(
+                    "no intake name resolves, so nothing is selected: check the host's resolver, or set intercept.cidrs",
+                ),
+                _ => None,
+            };
+            reasons.extend(why.map(|why| format!("interception: {why}")));
         }
         reasons
     }
@@ -150,6 +161,8 @@ pub struct InterceptionStatus {
     pub attached: bool,
     /// Why it is not attached, or what to know about it.
     pub detail: Option<String>,
+    /// Every intake name was asked for at least once.
+    pub addresses_asked: bool,
     /// The kernel side, when it is loaded.
     #[serde(flatten)]
     pub kernel: Option<InterceptStatus>,

@@ -22,7 +22,7 @@ use crate::config::{Config, TlsPolicy};
 use crate::observe::http::{self, Facts};
 use crate::observe::logging;
 use crate::observe::metrics::Metrics;
-use crate::relay::upstream::resolve::{Resolver, Sources};
+use crate::relay::upstream::resolve::{Intake, Resolver, Sources};
 use crate::relay::{self, Listener, Role, Shared, Slots};
 use crate::tls;
 
@@ -212,20 +212,10 @@ impl Worker {
         let local = LocalSet::new();
         let result: std::io::Result<()> = local.block_on(&self.runtime, async {
             tokio::task::spawn_local(http::serve(status_listeners, facts, self.drain.subscribe()));
-            let (addresses_tx, addresses) = mpsc::channel(16);
-            let shared = Arc::clone(&self.shared);
-            tokio::task::spawn_local(async move {
-                let resolver = Arc::clone(&shared.resolver);
-                resolver
-                    .watch_intake(&shared.catalog, move |found| {
-                        // A full queue means that the master is busy; the next round brings them again.
-                        let _ = addresses_tx.try_send(found);
-                    })
-                    .await;
-            });
             match channel {
                 Some(channel) => {
                     let (sender, receiver) = channel::split(channel)?;
+                    let addresses = self.watch_intake();
                     self.converse(sender, receiver, addresses).await;
                 }
                 None => terminated().await,
@@ -246,11 +236,30 @@ impl Worker {
         Exit::Ok
     }
 
+    /// Starts asking for the intake's addresses; what is found is the master's, for the kernel.
+    fn watch_intake(&self) -> mpsc::UnboundedReceiver<FromWorker> {
+        let (tell, told) = mpsc::unbounded_channel();
+        let shared = Arc::clone(&self.shared);
+        tokio::task::spawn_local(async move {
+            let resolver = Arc::clone(&shared.resolver);
+            let told = resolver.watch_intake(&shared.catalog, |what| {
+                let message = match what {
+                    Intake::Addresses(found) => FromWorker::Addresses(found),
+                    Intake::Asked => FromWorker::AddressesAsked,
+                };
+                // The receiver goes with the channel to the master: then nobody wants to know.
+                let _ = tell.send(message);
+            });
+            told.await;
+        });
+        told
+    }
+
     async fn converse(
         &self,
         mut sender: Sender,
         mut receiver: Receiver,
-        mut addresses: mpsc::Receiver<Vec<(std::net::IpAddr, Duration)>>,
+        mut addresses: mpsc::UnboundedReceiver<FromWorker>,
     ) {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         let mut terminated = std::pin::pin!(terminated());
@@ -264,7 +273,7 @@ impl Worker {
             }
             tokio::select! {
                 _ = heartbeat.tick() => say = Some(FromWorker::Alive),
-                Some(found) = addresses.recv() => say = Some(FromWorker::Addresses(found)),
+                Some(message) = addresses.recv() => say = Some(message),
                 () = &mut terminated => return,
                 message = receiver.next::<ToWorker>() => match message {
                     Ok(Some(ToWorker::Drain)) => return,

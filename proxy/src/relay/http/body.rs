@@ -110,6 +110,12 @@ impl Upload {
         self.0.borrow().bytes
     }
 
+    /// The client's last byte of it was read.
+    pub(in crate::relay) fn is_complete(&self) -> bool {
+        let source = self.0.borrow();
+        source.ended || source.length == Some(source.bytes)
+    }
+
     /// Reading it from the client failed.
     pub(in crate::relay) fn failed(&self) -> bool {
         self.0.borrow().failed

@@ -58,6 +58,11 @@ pub(in crate::relay) fn begun(
 }
 
 impl Recording {
+    /// The request's body was read to its end.
+    pub(in crate::relay) fn is_request_complete(&self) -> bool {
+        self.upload.is_complete()
+    }
+
     pub(in crate::relay) fn new(
         record: RequestRecord,
         recorder: Arc<dyn Recorder>,

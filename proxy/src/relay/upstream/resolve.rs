@@ -6,10 +6,11 @@
 //!
 //! All network work runs on the runtime that [`Resolver::new`] was given, not on the data threads.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -34,6 +35,8 @@ const WATCH_MIN: Duration = Duration::from_secs(30);
 const WATCH_MAX: Duration = Duration::from_secs(300);
 /// How often the watcher looks for a changed hosts file.
 const WATCH_FILES: Duration = Duration::from_secs(5);
+/// How long readiness waits for names that nobody answers for.
+const FIRST_ROUND: Duration = Duration::from_secs(3);
 /// Questions of the watcher at once.
 const WATCH_CONCURRENCY: usize = 8;
 /// Names that are remembered; patterns in the catalogue allow endless ones.
@@ -48,6 +51,15 @@ pub enum ResolveError {
     /// The runtime of the resolver is gone: the process ends.
     #[error("the resolver has stopped")]
     Stopped,
+}
+
+/// What [`Resolver::watch_intake`] has to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Intake {
+    /// Addresses of intake names, each with the time it may be kept.
+    Addresses(Vec<(IpAddr, Duration)>),
+    /// Every name was asked for once, or [`FIRST_ROUND`] is over. Told once.
+    Asked,
 }
 
 /// Where the host keeps its resolver configuration.
@@ -129,74 +141,76 @@ impl Resolver {
         self.answer(name).await.map(|answer| answer.ips)
     }
 
-    /// Tells `on_addresses` where the intake is: the addresses of every name of the catalogue, and of every name in the
-    /// hosts file that the catalogue knows (operators pin versioned names there). At once, then again at the answers'
-    /// TTL, but not before 30 s and not after 5 min; a changed hosts file at once. Each call carries what was found in
-    /// that round, with the time it is good for; a name that fails is asked again after 30 s. Never returns.
-    pub async fn watch_intake(&self, catalog: &Catalog, on_addresses: impl Fn(Vec<(IpAddr, Duration)>)) {
+    /// Keeps the kernel's filter informed: every intake name of the catalogue and of the hosts file is asked for now and
+    /// again when its TTL is over (at least 30 s, at most 5 min), the hosts file at once when it changes. What is known
+    /// without asking is told first, and each answer as it comes: a server that does not answer delays nobody else.
+    pub async fn watch_intake(&self, catalog: &Catalog, tell: impl Fn(Intake)) {
         let mut due: HashMap<String, Instant> = HashMap::new();
         let mut hosts_stamp = None;
-        loop {
-            let now = Instant::now();
-            for name in catalog.names().into_iter().chain(self.inner.hosts_names(catalog)) {
-                due.entry(name).or_insert(now);
-            }
-            let stamp = stamp(&self.inner.sources.hosts);
-            if stamp != hosts_stamp {
-                hosts_stamp = stamp;
-                due.values_mut().for_each(|due| *due = now);
-            }
-            let names: Vec<String> = due
-                .iter()
-                .filter(|(_, due)| **due <= now)
-                .map(|(name, _)| name.clone())
-                .collect();
-            let mut found = Vec::new();
-            for (name, answer) in self.ask_all(names).await {
-                let ttl = answer
-                    .as_ref()
-                    .map_or(WATCH_MIN, |answer| answer.ttl)
-                    .clamp(WATCH_MIN, WATCH_MAX);
-                due.insert(name, now + ttl);
-                found.extend(
-                    answer
-                        .into_iter()
-                        .flat_map(|answer| answer.ips)
-                        .map(|ip| (ip, ttl)),
-                );
-            }
-            if !found.is_empty() {
-                on_addresses(found);
-            }
-            tokio::time::sleep(WATCH_FILES).await;
-        }
-    }
-
-    /// Asks for all `names`, a few at a time.
-    async fn ask_all(&self, names: Vec<String>) -> Vec<(String, Option<Answer>)> {
-        let mut names = names.into_iter();
+        let mut waiting = VecDeque::new();
         let mut asking = JoinSet::new();
-        let mut answers = Vec::new();
+        let mut look = tokio::time::interval(WATCH_FILES);
+        let mut first_round = Some(Box::pin(tokio::time::sleep(FIRST_ROUND)));
         loop {
+            tokio::select! {
+                _ = look.tick() => {
+                    let now = Instant::now();
+                    for name in catalog.names().into_iter().chain(self.inner.hosts_names(catalog)) {
+                        due.entry(name).or_insert(now);
+                    }
+                    let stamp = stamp(&self.inner.sources.hosts);
+                    if stamp != hosts_stamp {
+                        hosts_stamp = stamp;
+                        due.values_mut().for_each(|due| *due = now);
+                    }
+                    let mut at_once = Vec::new();
+                    for (name, due) in due.iter_mut().filter(|(_, due)| **due <= now) {
+                        if let Some(answer) = self.inner.known(name) {
+                            let ttl = answer.ttl.clamp(WATCH_MIN, WATCH_MAX);
+                            *due = now + ttl;
+                            at_once.extend(answer.ips.into_iter().map(|ip| (ip, ttl)));
+                        } else {
+                            // Again at the latest then, should the answer be lost.
+                            *due = now + WATCH_MAX;
+                            waiting.push_back(name.clone());
+                        }
+                    }
+                    if !at_once.is_empty() {
+                        tell(Intake::Addresses(at_once));
+                    }
+                }
+                Some(asked) = asking.join_next() => match asked {
+                    Ok((name, Ok(Answer { ips, ttl, .. }))) => {
+                        let ttl = ttl.clamp(WATCH_MIN, WATCH_MAX);
+                        due.insert(name, Instant::now() + ttl);
+                        tell(Intake::Addresses(ips.into_iter().map(|ip| (ip, ttl)).collect()));
+                    }
+                    Ok((name, Err(error))) => {
+                        tracing::debug!(%name, %error, "intake name does not resolve");
+                        due.insert(name, Instant::now() + WATCH_MIN);
+                    }
+                    Err(error) => tracing::warn!(%error, "a lookup ended abnormally"),
+                },
+                () = elapsed(first_round.as_mut()) => {
+                    first_round = None;
+                    tell(Intake::Asked);
+                }
+            }
             while asking.len() < WATCH_CONCURRENCY
-                && let Some(name) = names.next()
+                && let Some(name) = waiting.pop_front()
             {
                 let inner = Arc::clone(&self.inner);
                 asking.spawn_on(
                     async move {
                         let answer = inner.answer(&name).await;
-                        if let Err(error) = &answer {
-                            tracing::debug!(%name, %error, "intake name does not resolve");
-                        }
-                        (name, answer.ok())
+                        (name, answer)
                     },
                     &self.runtime,
                 );
             }
-            match asking.join_next().await {
-                None => return answers,
-                Some(Ok(answer)) => answers.push(answer),
-                Some(Err(error)) => tracing::warn!(%error, "a lookup ended abnormally"),
+            if first_round.is_some() && asking.is_empty() && waiting.is_empty() {
+                first_round = None;
+                tell(Intake::Asked);
             }
         }
     }
@@ -314,6 +328,14 @@ impl Inner {
                 }
             }
         }
+    }
+}
+
+/// Completes when `sleep` does; never without one.
+async fn elapsed(sleep: Option<&mut Pin<Box<tokio::time::Sleep>>>) {
+    match sleep {
+        Some(sleep) => sleep.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -66,13 +66,19 @@ async fn the_watcher_tells_of_catalogue_names_and_of_pinned_versioned_names() {
     );
     let resolver = Resolver::new(sources, Handle::current());
     let catalog = Catalog::new(&"ddog-gov.com".parse().unwrap());
-    let seen = Mutex::new(Vec::new());
-    let watch = resolver.watch_intake(&catalog, |found| lock(&seen).extend(found));
+    let told = Mutex::new(Vec::new());
+    let watch = resolver.watch_intake(&catalog, |what| lock(&told).push(what));
     tokio::select! {
         () = watch => {}
-        () = async { while lock(&seen).is_empty() { tokio::time::sleep(Duration::from_millis(20)).await; } } => {}
+        () = async {
+            while lock(&told).last() != Some(&Intake::Asked) { tokio::time::sleep(Duration::from_millis(20)).await; }
+        } => {}
     }
-    let mut seen = lock(&seen).clone();
+    let told = lock(&told).clone();
+    let Intake::Addresses(mut seen) = told[0].clone() else {
+        panic!("{told:?}")
+    };
+    assert_eq!(told.len(), 2, "what needs no question is told at once: {told:?}");
     seen.sort();
     let expected: Vec<(IpAddr, Duration)> = ["203.0.113.1", "203.0.113.2"]
         .iter()
