@@ -373,9 +373,11 @@ counters! {
     Published = "published",
     /// Accepted connections that got their original destination.
     HandedOver = "handed_over",
-    /// Accepted connections without an original destination: not of an Agent. The worker closes those on the
-    /// interception listener; connections to the explicit ports are counted here too.
-    HandoverMissing = "handover_missing",
+    /// Accepted connections that no Agent's connect brought: those of the explicit ports and the status port, and
+    /// whoever connects to the interception listener directly, which the worker closes without a byte.
+    AcceptedElse = "accepted_else",
+    /// Original destinations that the kernel had no memory to keep: the worker closes such a connection.
+    HandoverFailed = "handover_failed",
     /// Questions for the original destination that were answered.
     OriginalDstAnswered = "original_dst_answered",
     /// `getpeername()` calls answered with the original destination.

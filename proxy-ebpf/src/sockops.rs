@@ -14,7 +14,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use proxy_ebpf::{Address, Counter, HandoverKey};
 
-use crate::maps::{ACCEPTED, CLIENT, HANDOVER, HAS_SOCKOPS_NETNS_COOKIE, count, listener_port, load, store};
+use crate::maps::{ACCEPTED, CLIENT, HANDOVER, HAS_SOCKOPS_NETNS_COOKIE, count, load, store};
 
 const AF_INET: u32 = 2;
 
@@ -51,17 +51,13 @@ fn publish(ctx: &SockOpsContext) {
 #[inline(always)]
 fn receive(ctx: &SockOpsContext) {
     let (_, client) = addresses(ctx);
-    // The proxy's other listeners are in this cgroup too, and nothing is handed over to them.
-    if listener_port(client.slot()) != Some(local_port(ctx)) {
-        return;
-    }
     let key = HandoverKey::new(netns_cookie(ctx), client, remote_port(ctx), local_port(ctx));
     // SAFETY: an LRU entry may be reused while it is read, when the map is full: the copy is taken at once, and the map
     // is far larger than the number of handshakes in flight.
     let Some(original) = (unsafe { HANDOVER.get(key) }).copied() else {
         // Another copy of this program, during an upgrade, may have been here before.
         if load(&ACCEPTED, socket(ctx)).is_none() {
-            count(Counter::HandoverMissing);
+            count(Counter::AcceptedElse);
             debug!(
                 ctx,
                 "accepted [{:i}]:{} on port {} without an original destination",
@@ -75,7 +71,7 @@ fn receive(ctx: &SockOpsContext) {
     if store(&ACCEPTED, socket(ctx), &original) {
         count(Counter::HandedOver);
     } else {
-        count(Counter::HandoverMissing);
+        count(Counter::HandoverFailed);
     }
     // That another copy removed it first is no error.
     let _ = HANDOVER.remove(key);
