@@ -156,6 +156,7 @@ async fn connection<H: Handshake>(
         Ok(origin) => origin,
         Err(error) => return recording.end(Outcome::NoOrigin, Some(error.to_string())),
     };
+    tracing::trace!(client = %client.0, via = via.label(), original_dst = ?origin.original(), "accepted");
     match origin {
         Origin::Explicit { .. } => {
             recording.record.class = Some(Class::Http1.name());
@@ -221,6 +222,7 @@ async fn intercepted<H: Handshake>(
         // The guard refuses it with the reason, and writes the answer.
         Err(_) => Decision::Terminate,
     };
+    tracing::trace!(client = %client.0, class = class.name(), ?decision, "decided");
     match decision {
         Decision::Terminate => {
             drop(dialled);
