@@ -1,3 +1,5 @@
+//! The catalogue: the contract of the ports, and which names are an intake's.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -72,6 +72,19 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
+/// Registers a descriptor that `inner` owns with the runtime, for reading.
+///
+/// # Errors
+/// The runtime's epoll refuses it.
+pub(super) fn register<T: OwnsDescriptor>(inner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: `OwnsDescriptor` promises one open descriptor for the whole life of `inner`, which moves into the result.
+    // Needed because tokio cannot see from `AsRawFd` alone that the descriptor is owned.
+    unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(Into::into)
+}
+
+/// A type that keeps one descriptor open for as long as it lives, and whose `as_raw_fd` always returns that one.
+pub(super) trait OwnsDescriptor: AsRawFd {}
+
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
@@ -97,16 +110,3 @@ mod tests {
         );
     }
 }
-
-/// Registers a descriptor that `inner` owns with the runtime, for reading.
-///
-/// # Errors
-/// The runtime's epoll refuses it.
-pub(super) fn register<T: OwnsDescriptor>(inner: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: `OwnsDescriptor` promises one open descriptor for the whole life of `inner`, which moves into the result.
-    // Needed because tokio cannot see from `AsRawFd` alone that the descriptor is owned.
-    unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(Into::into)
-}
-
-/// A type that keeps one descriptor open for as long as it lives, and whose `as_raw_fd` always returns that one.
-pub(super) trait OwnsDescriptor: AsRawFd {}

@@ -98,18 +98,19 @@ impl AccessLog {
                 "connection"
             );
         }
-        if c.outcome.is_failure() && c.error.is_some() {
-            if let Some(suppressed) = self.allow(c.decision, c.outcome) {
-                tracing::warn!(
-                    via = c.via.label(),
-                    original_dst = c.original_dst.map(tracing::field::display),
-                    decision = c.decision,
-                    outcome = c.outcome.label(),
-                    suppressed,
-                    error = c.error.as_deref(),
-                    "connection failed"
-                );
-            }
+        if c.outcome.is_failure()
+            && c.error.is_some()
+            && let Some(suppressed) = self.allow(c.decision, c.outcome)
+        {
+            tracing::warn!(
+                via = c.via.label(),
+                original_dst = c.original_dst.map(tracing::field::display),
+                decision = c.decision,
+                outcome = c.outcome.label(),
+                suppressed,
+                error = c.error.as_deref(),
+                "connection failed"
+            );
         }
     }
 

@@ -1,3 +1,5 @@
+//! What is recorded shows up under its labels.
+
 use super::*;
 
 fn metrics() -> Metrics {
