@@ -431,6 +431,34 @@ impl Catalog {
     }
 }
 
+/// The reference page, in Markdown.
+pub fn reference() -> String {
+    let mut page = String::from(
+        "# Products\n\n<!-- Generated from the table in proxy/src/catalog.rs by `cargo xtask docs`. Do not edit. -->\n\n\
+         The port is that of the default `explicit.port_range_start` (9803, the status page). `*` stands for any text within \
+         one label. On the metrics port, `/api/v1/validate` goes to `api.<site>` and `/support/flare` to `flare.<site>`.\n\n\
+         | product | what | port | intake names |\n|---|---|---:|---|\n",
+    );
+    for entry in TABLE {
+        let port = entry
+            .offset
+            .map_or_else(|| "-".to_owned(), |offset| (9803 + offset).to_string());
+        let names: Vec<String> = entry
+            .hosts
+            .iter()
+            .map(|host| format!("`{host}.<site>`"))
+            .collect();
+        let row = format!(
+            "| `{}` | {} | {port} | {} |\n",
+            entry.name,
+            entry.title,
+            names.join(", ")
+        );
+        page.push_str(&row);
+    }
+    page
+}
+
 /// A host name as it is compared: lower case, at most one trailing dot removed.
 pub fn normalise(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod doctor;
 pub mod intercept;
+pub mod reference;
 pub mod run;
 pub mod status;
 pub mod uninstall;
@@ -111,6 +112,9 @@ enum Verb {
     Version(version::VersionArgs),
     /// Remove every hook, pin and map that was left in the kernel
     Uninstall,
+    /// Print a reference page in Markdown
+    #[command(hide = true)]
+    Reference(reference::ReferenceArgs),
 }
 
 /// Runs the command line of this process.
@@ -134,6 +138,7 @@ pub fn main() -> Exit {
         Verb::Intercept(args) => intercept::run(&args, &inputs),
         Verb::Version(args) => version::run(&args),
         Verb::Uninstall => uninstall::run(),
+        Verb::Reference(args) => reference::run(&args),
     }
 }
 

@@ -4,6 +4,7 @@ mod audit;
 mod build;
 mod ci;
 mod demo;
+mod docs;
 mod lint;
 mod setup;
 mod sh;
@@ -33,6 +34,8 @@ enum Verb {
     Demo(demo::Options),
     /// Run the unit tests and the suites of tests/ with the real binary (suites that need root say so)
     Test(test::Options),
+    /// Write docs/reference from the program's own tables
+    Docs(docs::Options),
     /// Check formatting, clippy and the rules of this repository
     Lint(lint::Options),
     /// Prove of the release build: the module and only it, no banned crate, no unexplained advisory, hardening
@@ -61,6 +64,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::BuildEbpf(options) => build::ebpf(&options),
         Verb::Demo(options) => demo::run(&options),
         Verb::Test(options) => test::run(&options),
+        Verb::Docs(options) => docs::run(&options),
         Verb::Lint(options) => lint::run(&options),
         Verb::Audit(options) => audit::run(&options),
         Verb::Ci(options) => ci::run(&options),
