@@ -55,7 +55,7 @@ pub(super) fn run(args: &InterceptArgs, inputs: &InputArgs) -> Exit {
         Err(error) if matches!(args.verb, InterceptVerb::Off) && nobody_there(&error) => {
             match intercept::uninstall() {
                 Ok(report) => {
-                    print!("no proxy is running; {report}");
+                    println!("no proxy is running; {report}");
                     Exit::Ok
                 }
                 Err(error) => {

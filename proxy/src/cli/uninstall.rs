@@ -7,7 +7,7 @@ use crate::intercept;
 pub(super) fn run() -> Exit {
     match intercept::uninstall() {
         Ok(report) => {
-            print!("{report}");
+            println!("{report}");
             Exit::Ok
         }
         Err(error) => {

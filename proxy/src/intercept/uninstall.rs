@@ -35,7 +35,7 @@ impl UninstallReport {
 impl fmt::Display for UninstallReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_empty() {
-            return writeln!(f, "nothing of ours was left in the kernel");
+            return f.write_str("nothing of ours was left in the kernel");
         }
         let parts = [
             ("link", &self.links),
@@ -43,9 +43,11 @@ impl fmt::Display for UninstallReport {
             ("directory", &self.directories),
             ("cgroup", &self.cgroups),
         ];
+        let mut first = true;
         for (what, paths) in parts {
             for path in paths {
-                writeln!(f, "removed {what} {}", path.display())?;
+                let between = if std::mem::take(&mut first) { "" } else { "\n" };
+                write!(f, "{between}removed {what} {}", path.display())?;
             }
         }
         Ok(())

@@ -69,6 +69,7 @@ struct Master {
     waiting_for_status: Vec<oneshot::Sender<Answer>>,
     ticks: u64,
     last_watchdog: Instant,
+    last_summary: String,
 }
 
 struct Signals {
@@ -140,6 +141,7 @@ impl Master {
             waiting_for_status: Vec::new(),
             ticks: 0,
             last_watchdog: Instant::now(),
+            last_summary: String::new(),
         };
         if let Err(error) = master.start_worker() {
             tracing::error!(%error, "cannot start the worker");
@@ -325,8 +327,10 @@ impl Master {
             self.last_watchdog = Instant::now();
             notify::watchdog();
         }
-        if self.up {
-            notify::status(&self.summary());
+        let summary = self.summary();
+        if self.up && summary != self.last_summary {
+            notify::status(&summary);
+            self.last_summary = summary;
         }
     }
 
