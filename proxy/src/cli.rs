@@ -3,6 +3,7 @@
 pub mod check;
 pub mod doctor;
 pub mod intercept;
+pub(crate) mod output;
 pub mod reference;
 pub mod run;
 pub mod status;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::cli::output::complain;
 use crate::config::{ConfigErrors, Inputs, Loaded, Reloader};
 use crate::intercept::{ErrorKind, InterceptError};
 
@@ -159,7 +161,7 @@ impl InputArgs {
     /// Loads, or tells what is wrong.
     fn load_or_exit(&self) -> Result<Loaded, Exit> {
         self.load().map_err(|errors| {
-            eprintln!("{errors}");
+            complain!("{errors}");
             Exit::Config
         })
     }

@@ -11,6 +11,9 @@
 //! 6. [`observe`] tells the world: logs, metrics, status, redaction.
 //! 7. [`cli`] is one verb a file.
 
+// They panic when the reader has gone: `cli::output` does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod catalog;
 pub mod cli;
 pub mod config;

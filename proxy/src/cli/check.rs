@@ -1,6 +1,7 @@
 //! `config check`, `config show`, `config default`.
 
 use super::{Exit, InputArgs};
+use crate::cli::output::{complain, say};
 use crate::config;
 
 /// `config`
@@ -23,7 +24,7 @@ enum ConfigVerb {
 /// `config`
 pub(super) fn run(args: &ConfigArgs, inputs: &InputArgs) -> Exit {
     if matches!(args.verb, ConfigVerb::Default) {
-        print!("{}", config::default_file());
+        say!("{}", config::default_file().trim_end());
         return Exit::Ok;
     }
     let loaded = match inputs.load_or_exit() {
@@ -31,11 +32,11 @@ pub(super) fn run(args: &ConfigArgs, inputs: &InputArgs) -> Exit {
         Err(exit) => return exit,
     };
     for warning in &loaded.warnings {
-        eprintln!("warning: {warning}");
+        complain!("warning: {warning}");
     }
     match args.verb {
-        ConfigVerb::Show => print!("{}", config::show(&loaded)),
-        ConfigVerb::Check | ConfigVerb::Default => println!("the configuration is good"),
+        ConfigVerb::Show => say!("{}", config::show(&loaded).trim_end()),
+        ConfigVerb::Check | ConfigVerb::Default => say!("the configuration is good"),
     }
     Exit::Ok
 }

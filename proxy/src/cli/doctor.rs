@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use serde::Serialize;
 
 use super::{Exit, InputArgs};
+use crate::cli::output::{complain, say};
 use crate::intercept::preflight::{self, Check};
 use crate::supervise::listeners;
 use crate::tls::module;
@@ -55,8 +56,8 @@ pub(super) fn run(args: &DoctorArgs, inputs: &InputArgs) -> Exit {
     };
     if args.json {
         match serde_json::to_string_pretty(&report) {
-            Ok(text) => println!("{text}"),
-            Err(error) => eprintln!("agent-fips-proxy: {error}"),
+            Ok(text) => say!("{text}"),
+            Err(error) => complain!("agent-fips-proxy: {error}"),
         }
     } else {
         print(&report);
@@ -157,13 +158,13 @@ fn print(report: &Report) {
             (false, true) => "FAIL",
             (false, false) => "note",
         };
-        println!("{mark}  {:<34} {}", check.name, check.detail);
+        say!("{mark}  {:<34} {}", check.name, check.detail);
         if !check.cure.is_empty() {
-            println!("      -> {}", check.cure);
+            say!("      -> {}", check.cure);
         }
     }
-    println!();
-    println!(
+    say!("");
+    say!(
         "interception will {}",
         if report.interception { "work" } else { "NOT work" }
     );

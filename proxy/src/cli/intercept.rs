@@ -1,6 +1,7 @@
 //! `intercept on|off|status`: the run-time switch.
 
 use super::{Exit, InputArgs};
+use crate::cli::output::{complain, say};
 use crate::intercept;
 use crate::supervise::admin::{self, Answer, Request};
 
@@ -41,25 +42,25 @@ pub(super) fn run(args: &InterceptArgs, inputs: &InputArgs) -> Exit {
                 &body
             };
             let attached = state["attached"].as_bool().unwrap_or_default();
-            println!("interception is {}", if attached { "on" } else { "off" });
+            say!("interception is {}", if attached { "on" } else { "off" });
             if let Some(detail) = state["detail"].as_str() {
-                println!("{detail}");
+                say!("{detail}");
             }
             Exit::Ok
         }
         Ok(Answer::Error(message)) => {
-            eprintln!("agent-fips-proxy: {message}");
+            complain!("agent-fips-proxy: {message}");
             Exit::Unavailable
         }
         // Nobody runs: the policy that a stopped proxy left in the kernel can still be switched off.
         Err(error) if matches!(args.verb, InterceptVerb::Off) && nobody_there(&error) => {
             match intercept::uninstall() {
                 Ok(report) => {
-                    println!("no proxy is running; {report}");
+                    say!("no proxy is running; {report}");
                     Exit::Ok
                 }
                 Err(error) => {
-                    eprintln!("agent-fips-proxy: {error}");
+                    complain!("agent-fips-proxy: {error}");
                     Exit::from_intercept(&error)
                 }
             }

@@ -1,6 +1,7 @@
 //! `reference`: the generated pages of docs/reference, from the tables that the program itself uses.
 
 use super::Exit;
+use crate::cli::output::say;
 use crate::{catalog, config};
 
 /// `reference`
@@ -20,8 +21,8 @@ enum Page {
 /// `reference`
 pub(super) fn run(args: &ReferenceArgs) -> Exit {
     match args.page {
-        Page::Config => print!("{}", config::reference()),
-        Page::Products => print!("{}", catalog::reference()),
+        Page::Config => say!("{}", config::reference()),
+        Page::Products => say!("{}", catalog::reference().trim_end()),
     }
     Exit::Ok
 }

@@ -1,6 +1,7 @@
 //! `run`, and `worker`, which `run` starts.
 
 use super::{Exit, InputArgs};
+use crate::cli::output::complain;
 use crate::config::Source;
 use crate::observe::logging;
 use crate::supervise::{master, worker};
@@ -19,7 +20,7 @@ pub(super) fn run(inputs: &InputArgs) -> Exit {
     let loaded = match reloader.load() {
         Ok(loaded) => loaded,
         Err(errors) => {
-            eprintln!("{errors}");
+            complain!("{errors}");
             return Exit::Config;
         }
     };
@@ -51,14 +52,14 @@ pub(super) fn worker(args: &WorkerArgs, inputs: &InputArgs) -> Exit {
     match worker::activated_descriptors() {
         Ok(descriptors) if !descriptors.is_empty() => worker::run_activated(loaded.config, descriptors),
         Ok(_) => {
-            eprintln!(
+            complain!(
                 "agent-fips-proxy worker: no socket was passed. It is started by `agent-fips-proxy run`, or alone by a \
                  systemd .socket unit (LISTEN_FDS)"
             );
             Exit::Usage
         }
         Err(error) => {
-            eprintln!("agent-fips-proxy worker: cannot take the service manager's sockets: {error}");
+            complain!("agent-fips-proxy worker: cannot take the service manager's sockets: {error}");
             Exit::Usage
         }
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Exit, InputArgs};
+use crate::cli::output::{complain, say};
 use crate::config::Config;
 use crate::supervise::admin::{self, Answer, Request};
 use crate::supervise::protocol::{
@@ -102,13 +103,13 @@ pub(super) fn run(args: &StatusArgs, inputs: &InputArgs) -> Exit {
     let body = match admin::ask(socket, Request::Status) {
         Ok(Answer::Ok(body)) => body,
         Ok(Answer::Error(message)) => {
-            eprintln!("agent-fips-proxy: {message}");
+            complain!("agent-fips-proxy: {message}");
             return Exit::Unavailable;
         }
         Err(error) => return unreachable(socket, &error),
     };
     if args.json {
-        println!("{body:#}");
+        say!("{body:#}");
         return Exit::Ok;
     }
     match serde_json::from_value::<Report>(body) {
@@ -117,7 +118,7 @@ pub(super) fn run(args: &StatusArgs, inputs: &InputArgs) -> Exit {
             Exit::Ok
         }
         Err(error) => {
-            eprintln!(
+            complain!(
                 "agent-fips-proxy: the running proxy is of another version and answers differently: {error}"
             );
             Exit::Internal
@@ -130,60 +131,61 @@ pub(super) fn unreachable(socket: &Path, error: &std::io::Error) -> Exit {
     let path = socket.display();
     match error.kind() {
         std::io::ErrorKind::PermissionDenied => {
-            eprintln!(
+            complain!(
                 "agent-fips-proxy: no permission to open {path}: run as root, or as the user the proxy runs as"
             );
             Exit::NoPermission
         }
         std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
-            eprintln!(
+            complain!(
                 "agent-fips-proxy: no proxy answers at {path} (status.socket): is it running? systemctl status agent-fips-proxy"
             );
             Exit::Unavailable
         }
         _ => {
-            eprintln!("agent-fips-proxy: cannot ask the proxy at {path} (status.socket): {error}");
+            complain!("agent-fips-proxy: cannot ask the proxy at {path} (status.socket): {error}");
             Exit::Unavailable
         }
     }
 }
 
 fn print(report: &Report) {
-    println!("agent-fips-proxy {}, site {}", report.version, report.site);
+    say!("agent-fips-proxy {}, site {}", report.version, report.site);
     if report.ready {
-        println!("state            ready");
+        say!("state            ready");
     } else {
-        println!("state            NOT READY: {}", report.not_ready.join("; "));
+        say!("state            NOT READY: {}", report.not_ready.join("; "));
     }
     if let Some(module) = &report.module {
-        println!("{module}");
+        say!("{module}");
     }
-    println!("TLS policy       {}", report.tls_policy);
-    println!("master           pid {}", report.master.pid);
+    say!("TLS policy       {}", report.tls_policy);
+    say!("master           pid {}", report.master.pid);
     if let Some(worker) = &report.worker {
         let up = worker.uptime_seconds.unwrap_or_default();
-        println!(
+        say!(
             "worker           pid {}, up {up} s, replaced {} times",
-            worker.pid, report.worker_restarts
+            worker.pid,
+            report.worker_restarts
         );
     }
-    println!("connections      {}", report.connections);
+    say!("connections      {}", report.connections);
     print_interception(&report.interception);
-    println!("\nlisteners");
+    say!("\nlisteners");
     for listener in &report.listeners {
         let state = listener.error.as_deref().unwrap_or("bound");
-        println!(
+        say!(
             "  {:<22} {:<24} {state}",
             listener.name,
             listener.address.to_string()
         );
     }
     if !report.products.is_empty() {
-        println!("\nproducts               ok     failed   bytes up     bytes down");
+        say!("\nproducts               ok     failed   bytes up     bytes down");
         for product in &report.products {
             let ok = product.requests.get("ok").copied().unwrap_or_default();
             let all: u64 = product.requests.values().sum();
-            println!(
+            say!(
                 "  {:<18} {ok:>8} {:>8} {:>12} {:>12}",
                 product.name,
                 all.saturating_sub(ok),
@@ -193,11 +195,14 @@ fn print(report: &Report) {
         }
     }
     if !report.upstream_tls.is_empty() {
-        println!("\nTLS towards intakes");
+        say!("\nTLS towards intakes");
         for tls in &report.upstream_tls {
-            println!(
+            say!(
                 "  {} {} {}: {} handshakes",
-                tls.version, tls.suite, tls.group, tls.handshakes
+                tls.version,
+                tls.suite,
+                tls.group,
+                tls.handshakes
             );
         }
     }
@@ -209,17 +214,17 @@ fn print_interception(interception: &InterceptionStatus) {
         (true, true) => "on",
         (true, false) => "wanted, not attached",
     };
-    println!("interception     {state}");
+    say!("interception     {state}");
     if let Some(detail) = &interception.detail {
-        println!("                 {detail}");
+        say!("                 {detail}");
     }
     if let Some(kernel) = &interception.kernel {
-        println!("  destinations   {}", kernel.destinations);
+        say!("  destinations   {}", kernel.destinations);
         for agent in &kernel.agents {
-            println!("  agent          {}", agent.path.display());
+            say!("  agent          {}", agent.path.display());
         }
         for (event, n) in kernel.counters.iter().filter(|(_, n)| **n > 0) {
-            println!("  {event:<30} {n}");
+            say!("  {event:<30} {n}");
         }
     }
 }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::Exit;
+use crate::cli::output::{complain, say};
 use crate::tls::{self, ModuleStatus};
 
 /// `version`
@@ -26,7 +27,7 @@ pub(super) fn run(args: &VersionArgs) -> Exit {
     let module = match tls::module::start() {
         Ok(module) => module,
         Err(error) => {
-            eprintln!("agent-fips-proxy: the crypto module is not usable: {error}");
+            complain!("agent-fips-proxy: the crypto module is not usable: {error}");
             return Exit::Internal;
         }
     };
@@ -39,17 +40,17 @@ pub(super) fn run(args: &VersionArgs) -> Exit {
     if args.json {
         return match serde_json::to_string_pretty(&report) {
             Ok(text) => {
-                println!("{text}");
+                say!("{text}");
                 Exit::Ok
             }
             Err(error) => {
-                eprintln!("agent-fips-proxy: {error}");
+                complain!("agent-fips-proxy: {error}");
                 Exit::Internal
             }
         };
     }
-    println!("agent-fips-proxy {} (commit {})", report.version, report.commit);
-    println!("eBPF programs compiled by {}", report.ebpf_compiler);
-    println!("{}", report.module);
+    say!("agent-fips-proxy {} (commit {})", report.version, report.commit);
+    say!("eBPF programs compiled by {}", report.ebpf_compiler);
+    say!("{}", report.module);
     Exit::Ok
 }

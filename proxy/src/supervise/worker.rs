@@ -18,6 +18,7 @@ use super::privileges;
 use super::protocol::{FromWorker, MasterStatus, Passed, Purpose, Setup, ToWorker, WorkerStatus};
 use crate::catalog::Catalog;
 use crate::cli::Exit;
+use crate::cli::output::complain;
 use crate::config::{Config, TlsPolicy};
 use crate::observe::http::{self, Facts};
 use crate::observe::logging;
@@ -377,7 +378,7 @@ fn refuse(channel: UnixStream, exit: Exit, message: &str) -> Exit {
 }
 
 fn fail_early(message: &str) -> Exit {
-    eprintln!("agent-fips-proxy worker: {message}");
+    complain!("agent-fips-proxy worker: {message}");
     Exit::Usage
 }
 
