@@ -1,4 +1,7 @@
-//! The master's event loop: starts, replaces and drains workers, reloads, toggles, stops.
+//! The master's event loop. `workers` starts, hears and replaces workers; `reload` follows the configuration.
+
+mod reload;
+mod workers;
 
 use std::time::{Duration, Instant};
 
@@ -11,11 +14,10 @@ use super::listeners::{self, Listeners};
 use super::notify;
 use super::privileges;
 use super::process::{WorkerEvent, WorkerId, WorkerProcess};
-use super::protocol::{FromWorker, MasterStatus, ToWorker, WorkerStatus};
+use super::protocol::{MasterStatus, ToWorker, WorkerStatus};
 use crate::cli::Exit;
 use crate::config::{Config, Loaded, Reloader};
 use crate::intercept::InterceptError;
-use crate::observe::logging;
 
 /// How often state is pushed to the worker and the small chores are done.
 const TICK: Duration = Duration::from_secs(1);
@@ -26,10 +28,6 @@ const CHORES: u64 = 5;
 const HUNG: Duration = Duration::from_secs(15);
 /// What a draining worker may take beyond `limits.drain_timeout` before it is ended.
 const DRAIN_SLACK: Duration = Duration::from_secs(2);
-/// A worker that dies earlier than this died of its start; the next one is delayed, longer each time, up to
-/// [`RESTART_DELAY_MAX`].
-const EARLY: Duration = Duration::from_secs(5);
-const RESTART_DELAY_MAX: Duration = Duration::from_secs(5);
 
 /// Runs the proxy until it is told to stop.
 pub fn run(loaded: Loaded, reloader: Reloader) -> Exit {
@@ -185,91 +183,6 @@ impl Master {
         }
     }
 
-    /// `Some` when the program must end.
-    async fn on_worker(&mut self, id: WorkerId, event: WorkerEvent) -> Option<Exit> {
-        let at = self.workers.iter().position(|worker| worker.id == id)?;
-        match event {
-            WorkerEvent::Said(FromWorker::Ready) => {
-                let worker = &mut self.workers[at];
-                worker.ready = true;
-                self.served = true;
-                worker.last_alive = Instant::now();
-                tracing::info!(pid = worker.pid, "worker ready");
-                for older in self
-                    .workers
-                    .iter_mut()
-                    .filter(|older| older.id < id && !older.draining)
-                {
-                    older.drain().await;
-                }
-                self.announce();
-            }
-            WorkerEvent::Said(FromWorker::Failed { exit, message }) => {
-                if !self.served {
-                    // The worker has written its own line to the same log.
-                    tracing::debug!(exit, message, "the worker cannot start");
-                    return Some(Exit::from_code(exit));
-                }
-                tracing::error!("the new worker cannot start: {message}");
-            }
-            WorkerEvent::Said(FromWorker::Alive) => self.workers[at].last_alive = Instant::now(),
-            WorkerEvent::Said(FromWorker::Addresses(addresses)) => {
-                if let Err(error) = self.interception.add_addresses(addresses) {
-                    tracing::error!(%error, "cannot tell the kernel the addresses of the intake names");
-                }
-            }
-            WorkerEvent::Said(FromWorker::AddressesAsked) => {
-                self.interception.addresses_asked();
-                self.announce();
-                self.push_state().await;
-            }
-            WorkerEvent::Said(FromWorker::Status(status)) => self.answer_status(Some(*status)),
-            WorkerEvent::Ended(status) => {
-                let worker = self.workers.remove(at);
-                return self.on_worker_end(&worker, status);
-            }
-        }
-        None
-    }
-
-    fn on_worker_end(
-        &mut self,
-        worker: &WorkerProcess,
-        status: std::io::Result<std::process::ExitStatus>,
-    ) -> Option<Exit> {
-        let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        if worker.draining {
-            tracing::info!(pid = worker.pid, how, "drained worker ended");
-            return None;
-        }
-        tracing::error!(
-            pid = worker.pid,
-            how,
-            "the worker died; its requests in flight are lost, its listeners are not"
-        );
-        self.answer_status(None);
-        if self.workers.iter().any(|other| !other.draining) {
-            return None;
-        }
-        if !self.served {
-            tracing::error!("the worker died before it was ready");
-            return Some(Exit::Internal);
-        }
-        self.restarts += 1;
-        if worker.started.elapsed() >= EARLY {
-            self.early_deaths = 0;
-        }
-        if self.early_deaths == 0 {
-            self.early_deaths = 1;
-            self.replace_worker();
-        } else {
-            let delay = Duration::from_millis(100) * 2u32.saturating_pow(self.early_deaths);
-            self.early_deaths = self.early_deaths.saturating_add(1).min(16);
-            self.restart_at = Some(tokio::time::Instant::now() + delay.min(RESTART_DELAY_MAX));
-        }
-        None
-    }
-
     async fn on_request(&mut self, request: Request, tell: oneshot::Sender<Answer>) {
         match request {
             Request::Status => {
@@ -334,76 +247,6 @@ impl Master {
         }
     }
 
-    async fn reload(&mut self) {
-        notify::reloading();
-        match self.reloader.reload() {
-            Ok(loaded) => {
-                for warning in &loaded.warnings {
-                    tracing::warn!("{warning}");
-                }
-                self.apply(loaded.config).await;
-            }
-            Err(errors) => {
-                tracing::error!("the new configuration is not used, the old one stays in force:\n{errors}");
-            }
-        }
-        notify::ready(&self.summary());
-    }
-
-    async fn apply(&mut self, mut new: Config) {
-        if new.worker.threads != self.config.worker.threads
-            || new.status.socket != self.config.status.socket
-            || new.log.format != self.config.log.format
-        {
-            tracing::warn!("worker.threads, status.socket and log.format change at the next restart");
-            new.worker.threads = self.config.worker.threads;
-            new.status.socket = self.config.status.socket.clone();
-            new.log.format = self.config.log.format;
-        }
-        if new.log.level != self.config.log.level {
-            logging::set_level(&new.log.level);
-        }
-        let before = self.listeners.status();
-        self.listeners.reconcile(&listeners::wanted(&new));
-        let mut replace = worker_view(&new) != worker_view(&self.config) || before != self.listeners.status();
-        let level = (new.log.level != self.config.log.level).then(|| new.log.level.clone());
-        self.config = new;
-        if let Err(error) = self.interception.reconfigure(self.config.intercept.clone()) {
-            tracing::error!(%error, "interception does not follow the new configuration");
-        }
-        let generation = self.next_worker;
-        if let Err(error) = self.apply_interception() {
-            tracing::error!(%error, "interception does not follow the new configuration");
-        }
-        replace &= generation == self.next_worker;
-        if replace {
-            self.replace_worker();
-        } else if let Some(level) = level {
-            for worker in &mut self.workers {
-                worker.send(&ToWorker::LogLevel(level.clone())).await;
-            }
-        }
-        self.push_state().await;
-        tracing::info!(
-            interception = self.interception.attached(),
-            "configuration reloaded"
-        );
-    }
-
-    /// Makes the kernel follow what is wanted.
-    fn apply_interception(&mut self) -> Result<(), InterceptError> {
-        if !self.interception.enabled() {
-            return self.interception.disengage();
-        }
-        let prepared = self.interception.prepare(&mut self.listeners)?;
-        self.interception.engage(&self.listeners)?;
-        if prepared {
-            // The worker that runs has no intercept listener and lives in another cgroup.
-            self.replace_worker();
-        }
-        Ok(())
-    }
-
     async fn sync_agents(&mut self) {
         if let Err(error) = self.interception.sync() {
             tracing::error!(%error, "cannot follow the Agents that come and go");
@@ -438,29 +281,6 @@ impl Master {
             worker.kill();
         }
         Exit::Ok
-    }
-
-    fn start_worker(&mut self) -> std::io::Result<()> {
-        let id = self.next_worker;
-        self.next_worker += 1;
-        let worker = WorkerProcess::start(
-            id,
-            &self.config,
-            &self.listeners,
-            self.status(),
-            self.events_tx.clone(),
-        )?;
-        tracing::debug!(pid = worker.pid, "worker started");
-        self.workers.push(worker);
-        Ok(())
-    }
-
-    /// Starts another worker; the ones before it drain as soon as it is ready.
-    fn replace_worker(&mut self) {
-        if let Err(error) = self.start_worker() {
-            tracing::error!(%error, "cannot start a worker; trying again");
-            self.restart_at = Some(tokio::time::Instant::now() + RESTART_DELAY_MAX);
-        }
     }
 
     async fn push_state(&mut self) {
@@ -565,19 +385,6 @@ async fn bind_admin(config: &Config, requests: mpsc::Sender<Pending>) -> Result<
             Ok(())
         }
     }
-}
-
-/// The part of the configuration that a worker acts on: a change of it needs a new worker.
-fn worker_view(config: &Config) -> Config {
-    let mut view = config.clone();
-    view.log.level.clear();
-    view.intercept.enabled = false;
-    view.intercept.requested = false;
-    view.intercept.agent_cgroups.clear();
-    view.intercept.cidrs.clear();
-    view.intercept.ports.clear();
-    view.intercept.on_failure = crate::config::OnFailure::Closed;
-    view
 }
 
 async fn sleep_until(at: Option<tokio::time::Instant>) {

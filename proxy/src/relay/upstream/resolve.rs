@@ -341,10 +341,15 @@ async fn elapsed(sleep: Option<&mut Pin<Box<tokio::time::Sleep>>>) {
 
 async fn ask_servers(servers: &TokioResolver, name: &str) -> Result<(Vec<IpAddr>, Duration), ResolveError> {
     // The trailing dot keeps search domains out: an intake name is always whole.
-    let found = servers
-        .lookup_ip([name, "."].concat())
-        .await
-        .map_err(|e| ResolveError::Lookup(e.to_string()))?;
+    let found = servers.lookup_ip([name, "."].concat()).await.map_err(|error| {
+        ResolveError::Lookup(if error.is_nx_domain() {
+            "the name does not exist (NXDOMAIN)".to_owned()
+        } else if error.is_no_records_found() {
+            "the name has no A or AAAA record".to_owned()
+        } else {
+            error.to_string()
+        })
+    })?;
     let ttl = found.valid_until().saturating_duration_since(Instant::now());
     non_empty(found.iter().collect(), ttl)
 }

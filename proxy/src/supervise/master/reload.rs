@@ -1,0 +1,93 @@
+//! A new configuration on SIGHUP, and the run-time switch of interception.
+
+use super::Master;
+use crate::config::{Config, OnFailure};
+use crate::intercept::InterceptError;
+use crate::observe::logging;
+use crate::supervise::protocol::ToWorker;
+use crate::supervise::{listeners, notify};
+
+impl Master {
+    pub(super) async fn reload(&mut self) {
+        notify::reloading();
+        match self.reloader.reload() {
+            Ok(loaded) => {
+                for warning in &loaded.warnings {
+                    tracing::warn!("{warning}");
+                }
+                self.apply(loaded.config).await;
+            }
+            Err(errors) => {
+                tracing::error!("the new configuration is not used, the old one stays in force:\n{errors}");
+            }
+        }
+        notify::ready(&self.summary());
+    }
+
+    async fn apply(&mut self, mut new: Config) {
+        if new.worker.threads != self.config.worker.threads
+            || new.status.socket != self.config.status.socket
+            || new.log.format != self.config.log.format
+        {
+            tracing::warn!("worker.threads, status.socket and log.format change at the next restart");
+            new.worker.threads = self.config.worker.threads;
+            new.status.socket = self.config.status.socket.clone();
+            new.log.format = self.config.log.format;
+        }
+        if new.log.level != self.config.log.level {
+            logging::set_level(&new.log.level);
+        }
+        let before = self.listeners.status();
+        self.listeners.reconcile(&listeners::wanted(&new));
+        let mut replace = worker_view(&new) != worker_view(&self.config) || before != self.listeners.status();
+        let level = (new.log.level != self.config.log.level).then(|| new.log.level.clone());
+        self.config = new;
+        if let Err(error) = self.interception.reconfigure(self.config.intercept.clone()) {
+            tracing::error!(%error, "interception does not follow the new configuration");
+        }
+        let generation = self.next_worker;
+        if let Err(error) = self.apply_interception() {
+            tracing::error!(%error, "interception does not follow the new configuration");
+        }
+        replace &= generation == self.next_worker;
+        if replace {
+            self.replace_worker();
+        } else if let Some(level) = level {
+            for worker in &mut self.workers {
+                worker.send(&ToWorker::LogLevel(level.clone())).await;
+            }
+        }
+        self.push_state().await;
+        tracing::info!(
+            interception = self.interception.attached(),
+            "configuration reloaded"
+        );
+    }
+
+    /// Makes the kernel follow what is wanted.
+    pub(super) fn apply_interception(&mut self) -> Result<(), InterceptError> {
+        if !self.interception.enabled() {
+            return self.interception.disengage();
+        }
+        let prepared = self.interception.prepare(&mut self.listeners)?;
+        self.interception.engage(&self.listeners)?;
+        if prepared {
+            // The worker that runs has no intercept listener and lives in another cgroup.
+            self.replace_worker();
+        }
+        Ok(())
+    }
+}
+
+/// The part of the configuration that a worker acts on: a change of it needs a new worker.
+fn worker_view(config: &Config) -> Config {
+    let mut view = config.clone();
+    view.log.level.clear();
+    view.intercept.enabled = false;
+    view.intercept.requested = false;
+    view.intercept.agent_cgroups.clear();
+    view.intercept.cidrs.clear();
+    view.intercept.ports.clear();
+    view.intercept.on_failure = OnFailure::Closed;
+    view
+}

@@ -1,0 +1,123 @@
+//! Workers over the life of the master: started, heard, replaced when they die.
+
+use std::time::{Duration, Instant};
+
+use super::Master;
+use crate::cli::Exit;
+use crate::supervise::process::{WorkerEvent, WorkerId, WorkerProcess};
+use crate::supervise::protocol::FromWorker;
+
+/// A worker that dies earlier than this died of its start; the next one is delayed, longer each time, up to
+/// [`RESTART_DELAY_MAX`].
+const EARLY: Duration = Duration::from_secs(5);
+const RESTART_DELAY_MAX: Duration = Duration::from_secs(5);
+
+impl Master {
+    /// `Some` when the program must end.
+    pub(super) async fn on_worker(&mut self, id: WorkerId, event: WorkerEvent) -> Option<Exit> {
+        let at = self.workers.iter().position(|worker| worker.id == id)?;
+        match event {
+            WorkerEvent::Said(FromWorker::Ready) => {
+                let worker = &mut self.workers[at];
+                worker.ready = true;
+                self.served = true;
+                worker.last_alive = Instant::now();
+                tracing::info!(pid = worker.pid, "worker ready");
+                for older in self
+                    .workers
+                    .iter_mut()
+                    .filter(|older| older.id < id && !older.draining)
+                {
+                    older.drain().await;
+                }
+                self.announce();
+            }
+            WorkerEvent::Said(FromWorker::Failed { exit, message }) => {
+                if !self.served {
+                    // The worker has written its own line to the same log.
+                    tracing::debug!(exit, message, "the worker cannot start");
+                    return Some(Exit::from_code(exit));
+                }
+                tracing::error!("the new worker cannot start: {message}");
+            }
+            WorkerEvent::Said(FromWorker::Alive) => self.workers[at].last_alive = Instant::now(),
+            WorkerEvent::Said(FromWorker::Addresses(addresses)) => {
+                if let Err(error) = self.interception.add_addresses(addresses) {
+                    tracing::error!(%error, "cannot tell the kernel the addresses of the intake names");
+                }
+            }
+            WorkerEvent::Said(FromWorker::AddressesAsked) => {
+                self.interception.addresses_asked();
+                self.announce();
+                self.push_state().await;
+            }
+            WorkerEvent::Said(FromWorker::Status(status)) => self.answer_status(Some(*status)),
+            WorkerEvent::Ended(status) => {
+                let worker = self.workers.remove(at);
+                return self.on_worker_end(&worker, status);
+            }
+        }
+        None
+    }
+
+    fn on_worker_end(
+        &mut self,
+        worker: &WorkerProcess,
+        status: std::io::Result<std::process::ExitStatus>,
+    ) -> Option<Exit> {
+        let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        if worker.draining {
+            tracing::info!(pid = worker.pid, how, "drained worker ended");
+            return None;
+        }
+        tracing::error!(
+            pid = worker.pid,
+            how,
+            "the worker died; its requests in flight are lost, its listeners are not"
+        );
+        self.answer_status(None);
+        if self.workers.iter().any(|other| !other.draining) {
+            return None;
+        }
+        if !self.served {
+            tracing::error!("the worker died before it was ready");
+            return Some(Exit::Internal);
+        }
+        self.restarts += 1;
+        if worker.started.elapsed() >= EARLY {
+            self.early_deaths = 0;
+        }
+        if self.early_deaths == 0 {
+            self.early_deaths = 1;
+            self.replace_worker();
+        } else {
+            let delay = Duration::from_millis(100) * 2u32.saturating_pow(self.early_deaths);
+            self.early_deaths = self.early_deaths.saturating_add(1).min(16);
+            self.restart_at = Some(tokio::time::Instant::now() + delay.min(RESTART_DELAY_MAX));
+        }
+        None
+    }
+
+    pub(super) fn start_worker(&mut self) -> std::io::Result<()> {
+        let id = self.next_worker;
+        self.next_worker += 1;
+        let worker = WorkerProcess::start(
+            id,
+            &self.config,
+            &self.listeners,
+            self.status(),
+            self.events_tx.clone(),
+        )?;
+        tracing::debug!(pid = worker.pid, "worker started");
+        self.workers.push(worker);
+        Ok(())
+    }
+
+    /// Starts another worker; the ones before it drain as soon as it is ready.
+    pub(super) fn replace_worker(&mut self) {
+        if let Err(error) = self.start_worker() {
+            tracing::error!(%error, "cannot start a worker; trying again");
+            self.restart_at = Some(tokio::time::Instant::now() + RESTART_DELAY_MAX);
+        }
+    }
+}
