@@ -1,0 +1,265 @@
+//! What the host has and allows, and what is left on it.
+
+use super::*;
+
+pub(super) fn without_a_bpffs_one_is_mounted(world: &World) -> Result<()> {
+    world.serve_direct(&[80])?;
+    umount("/sys/fs/bpf")?;
+    // In this mount namespace only: the host's /run is not touched.
+    let none: Option<&str> = None;
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none)?;
+    ensure!(intercept::uninstall()?.directories.is_empty());
+
+    let first = Proxy::start(&config(world))?;
+    ensure!(
+        first.interceptor.status().pins.starts_with(intercept::OWN_BPFFS),
+        "{:?}",
+        first.interceptor.status()
+    );
+    let mode = fs::metadata(intercept::OWN_BPFFS)?.permissions().mode();
+    ensure!(mode & 0o777 == 0o700, "{mode:o}");
+    expect(
+        &world.agent("agent", "connect 203.0.113.5:80")?,
+        "203.0.113.5:80",
+        "203.0.113.5:80",
+    )?;
+    first.interceptor.leave(true)?;
+    // The next one finds the same place.
+    let second = Proxy::start(&config(world))?;
+    expect(
+        &world.agent("agent", "connect 203.0.113.5:80")?,
+        "203.0.113.5:80",
+        "203.0.113.5:80",
+    )?;
+    second.interceptor.leave(false)?;
+    ensure!(!Path::new(intercept::OWN_BPFFS).exists(), "the mount is left");
+    expect(
+        &world.agent("agent", "connect 203.0.113.5:80")?,
+        DIRECT,
+        "203.0.113.5:80",
+    )
+}
+
+/// Also shows that the verifier takes the programs with logging compiled in.
+pub(super) fn the_programs_log_reaches_tracing(world: &World) -> Result<()> {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let writer = Lines(Arc::clone(&lines));
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .init();
+    let mut proxy = Proxy::start(&config(world))?;
+    let mut log = proxy
+        .interceptor
+        .take_kernel_log()
+        .context("no log although debug is on")?;
+    expect(
+        &world.agent("agent", "connect 203.0.113.5:80")?,
+        "203.0.113.5:80",
+        "203.0.113.5:80",
+    )?;
+    proxy
+        .interceptor
+        .set_listeners(Listeners { v4: None, v6: None })?;
+    expect_error(
+        &world.agent("agent", "connect [2001:db8::5]:443")?,
+        refusal(&proxy),
+    )?;
+    log.drain();
+    let text = String::from_utf8(lines.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.clone())?;
+    for part in [
+        "DEBUG agent_fips_proxy::intercept::kernel: intercepted connect to [::ffff:203.0.113.5]:80",
+        "refused connect to [2001:db8::5]:443",
+    ] {
+        ensure!(text.contains(part), "`{part}` is not in:\n{text}");
+    }
+    Ok(())
+}
+
+/// Where the log goes.
+#[derive(Clone)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if let Ok(mut lines) = self.0.lock() {
+            lines.extend_from_slice(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+pub(super) fn a_missing_privilege_is_named(world: &World) -> Result<()> {
+    let before = preflight::checks();
+    ensure!(preflight::obstacle(&before).is_none(), "{before:?}");
+    let own = Interceptor::enter_own_cgroup()?;
+    nix::unistd::setuid(nix::unistd::Uid::from_raw(65534))?;
+    let rows = preflight::checks();
+    let obstacle = preflight::obstacle(&rows).context("no obstacle without any capability")?;
+    ensure!(
+        obstacle
+            .capability
+            .as_deref()
+            .is_some_and(|text| text.starts_with("CAP_BPF (bpf(")),
+        "{obstacle:?}"
+    );
+    let error = Interceptor::load(&config(world), &own)
+        .err()
+        .context("loaded without any capability")?;
+    ensure!(
+        error.kind() == ErrorKind::Privilege,
+        "{:?}: {error}",
+        error.kind()
+    );
+    ensure!(error.to_string().contains("CAP_BPF"), "{error}");
+    // Moving back out needs root too; the clean-up of the suite removes the cgroup.
+    std::mem::forget(own);
+    Ok(())
+}
+
+/// Where a bpffs is mounted, what `preflight` asks for is enough: no CAP_SYS_ADMIN, no CAP_PERFMON.
+pub(super) fn three_capabilities_suffice(world: &World) -> Result<()> {
+    let mut command = Command::new("setpriv");
+    command
+        .args([
+            "--inh-caps=-all",
+            "--bounding-set=-all,+bpf,+net_admin,+dac_override",
+            "--",
+        ])
+        .arg(std::env::current_exe()?);
+    let mut loader = spawn_loader(world, command)?;
+    let status = fs::read_to_string(format!("/proc/{}/status", loader.id()))?;
+    // CAP_DAC_OVERRIDE is bit 1, CAP_NET_ADMIN 12, CAP_BPF 39.
+    ensure!(status.contains("CapEff:\t0000008000001002"), "{status}");
+    for target in ["203.0.113.5:80", "[2001:db8::5]:443"] {
+        expect(
+            &world.agent("agent", &format!("connect {target}"))?,
+            target,
+            target,
+        )?;
+    }
+    loader.kill()?;
+    loader.wait()?;
+    Ok(())
+}
+
+pub(super) fn uninstall_leaves_nothing(world: &World) -> Result<()> {
+    world.serve_direct(&[80])?;
+    let mut loader = start_loader(world)?;
+    let ids = pinned_ids(Path::new("/sys/fs/bpf/agent-fips-proxy/v1"))?;
+    ensure!(
+        ids.links.len() == 5 && ids.programs.len() == 5 && ids.maps.len() == 8,
+        "{ids:?}"
+    );
+    ensure!(ids.alive() == 18, "{ids:?}");
+    loader.kill()?;
+    loader.wait()?;
+    ensure!(ids.alive() == 18, "what is pinned outlives its loader: {ids:?}");
+    let report = intercept::uninstall()?;
+    ensure!(report.links.len() == 5 && report.maps.len() == 8, "{report:?}");
+    ensure!(
+        report
+            .cgroups
+            .iter()
+            .any(|path| path.ends_with(format!("agent-fips-proxy-{}", loader.id())))
+    );
+    ensure!(!Path::new("/sys/fs/bpf/agent-fips-proxy").exists(), "{report:?}");
+    expect(
+        &world.agent("agent", "connect 203.0.113.5:80")?,
+        DIRECT,
+        "203.0.113.5:80",
+    )?;
+    // The kernel frees programs and maps a moment after their last reference.
+    let start = Instant::now();
+    while ids.alive() > 0 {
+        ensure!(
+            start.elapsed() < Duration::from_secs(5),
+            "{} of {ids:?} are left in the kernel",
+            ids.alive()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let again = intercept::uninstall()?;
+    ensure!(
+        again.links.is_empty() && again.maps.is_empty() && again.directories.is_empty(),
+        "{again:?}"
+    );
+    Ok(())
+}
+
+/// Kernel ids of what is pinned: other scenarios have programs of the same names at the same time.
+#[derive(Debug, Default)]
+struct Ids {
+    links: BTreeSet<u32>,
+    programs: BTreeSet<u32>,
+    maps: BTreeSet<u32>,
+}
+
+impl Ids {
+    /// How many of them the kernel still knows.
+    fn alive(&self) -> usize {
+        let links = loaded_links()
+            .flatten()
+            .filter(|link| self.links.contains(&link.id()))
+            .count();
+        let programs = loaded_programs()
+            .flatten()
+            .filter(|program| self.programs.contains(&program.id()))
+            .count();
+        let maps = loaded_maps()
+            .flatten()
+            .filter(|map| self.maps.contains(&map.id()))
+            .count();
+        links + programs + maps
+    }
+}
+
+fn pinned_ids(root: &Path) -> Result<Ids> {
+    let mut ids = Ids::default();
+    for cgroup in fs::read_dir(root.join("links"))?.flatten() {
+        for pin in fs::read_dir(cgroup.path())?.flatten() {
+            let info = FdLink::from(PinnedLink::from_pin(pin.path())?).info()?;
+            ids.links.insert(info.id());
+            ids.programs.insert(info.program_id());
+        }
+    }
+    for pin in fs::read_dir(root.join("maps"))?.flatten() {
+        ids.maps.insert(MapInfo::from_pin(pin.path())?.id());
+    }
+    Ok(ids)
+}
+
+pub(super) fn an_uninstall_beneath_a_running_proxy_is_respected(world: &World) -> Result<()> {
+    world.serve_direct(&[80])?;
+    let mut proxy = Proxy::start(&config(world))?;
+    let target = "203.0.113.5:80";
+    intercept::uninstall()?;
+    expect(
+        &world.agent("agent", &format!("connect {target}"))?,
+        DIRECT,
+        target,
+    )?;
+    let changes = proxy.interceptor.sync_agents()?;
+    ensure!(
+        changes.detached.len() == 1 && !proxy.interceptor.attached(),
+        "{changes:?}"
+    );
+    // Until somebody asks for it again.
+    proxy.interceptor.set_attached(true)?;
+    expect(
+        &world.agent("agent", &format!("connect {target}"))?,
+        target,
+        target,
+    )?;
+    proxy.interceptor.leave(false)?;
+    ensure!(
+        !Path::new("/sys/fs/bpf/agent-fips-proxy").exists(),
+        "leave(false) left pins"
+    );
+    Ok(())
+}
