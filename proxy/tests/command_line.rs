@@ -8,6 +8,7 @@ fn program() -> Command {
     command
 }
 
+#[expect(clippy::unwrap_used, reason = "only called by tests")]
 fn run(words: &[&str]) -> Output {
     program().args(words).output().unwrap()
 }

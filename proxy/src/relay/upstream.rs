@@ -200,7 +200,7 @@ pub(super) async fn send<H: Handshake>(
         };
         let never_left = error.take_message().is_some();
         let source = error.into_error();
-        if retries >= retry::MAX_RETRIES || !(never_left || retry::is_safe(line, &source, upload)) {
+        if retries >= retry::MAX_RETRIES || !(never_left || retry::is_safe(line, &source, upload).await) {
             return Err(Failure::Protocol { addr, source });
         }
         tracing::debug!(name = %target.name, %addr, error = %source, never_left, "request is sent again");

@@ -6,12 +6,20 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+/// How long a reset may come behind the peer's end, on the rare way of a reused connection that ended without an answer.
+/// Both are sent at the same moment: this bounds reordering and a busy machine, not a round trip.
+const RESET_WAIT: Duration = Duration::from_millis(100);
+/// How often it is looked for meanwhile.
+const RESET_POLL: Duration = Duration::from_millis(2);
 
 /// What is known of a socket from outside the task that drives it.
 #[derive(Debug)]
@@ -21,6 +29,8 @@ pub(super) struct Watch {
     reset: Cell<bool>,
     /// Decrypted bytes came since [`Watch::mark`].
     answered: Cell<bool>,
+    /// The peer said that it is done: close_notify, or the end of TCP.
+    ended: Cell<bool>,
     /// Bytes that the peer's kernel had confirmed at [`Watch::mark`]; `None` when that is not known.
     confirmed: Cell<Option<u64>>,
 }
@@ -64,6 +74,23 @@ impl Watch {
         }
     }
 
+    /// As [`Watch::cannot_have_processed`], and waits a moment for the proof: a peer whose idle time-out meets our request
+    /// says close_notify first, and the reset with which its kernel discards what nobody read comes right behind. It can
+    /// mean nothing else, since nothing is sent after the peer's end (see [`Noted`]).
+    pub(super) async fn has_not_processed(&self) -> bool {
+        let until = Instant::now() + RESET_WAIT;
+        while !self.cannot_have_processed() {
+            if self.answered.get() || Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(RESET_POLL).await;
+            if let Ok(Some(_)) = self.stream.borrow().take_error() {
+                self.reset.set(true);
+            }
+        }
+        true
+    }
+
     fn peek(&self) -> Result<usize, Errno> {
         let stream = self.stream.borrow();
         recv(
@@ -96,6 +123,7 @@ impl Socket {
             stream: RefCell::new(stream),
             reset: Cell::new(false),
             answered: Cell::new(false),
+            ended: Cell::new(false),
             confirmed: Cell::new(None),
         });
         (Self(Rc::clone(&watch)), watch)
@@ -111,6 +139,9 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.0.ended.get() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_write(cx, bytes);
         self.0.note(result)
     }
@@ -120,6 +151,9 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.0.ended.get() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_write_vectored(cx, slices);
         self.0.note(result)
     }
@@ -137,7 +171,7 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// The decrypted stream as hyper sees it: notes when an answer begins.
+/// The decrypted stream as hyper sees it: notes when an answer begins, and sends nothing after the peer's end.
 #[derive(Debug)]
 pub(super) struct Noted<S> {
     stream: S,
@@ -160,6 +194,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         if buf.filled().len() > before {
             self.watch.answered.set(true);
+        } else if result.is_ready() && buf.remaining() > 0 {
+            // The end, or an error: TCP that ended without close_notify is one.
+            self.watch.ended.set(true);
         }
         result
     }
@@ -187,6 +224,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.watch.ended.get() {
+            // The peer is done and reads no more: a farewell of ours would only provoke a reset, and a reset is our proof
+            // that a request was not read.
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
@@ -244,12 +286,12 @@ mod tests {
         let (mut peer, _socket, watch) = pair().await;
         assert!(watch.is_quiet() && watch.is_open());
         peer.write_all(b"x").await.unwrap();
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(!watch.is_quiet() && watch.is_open());
 
         let (peer, _socket, watch) = pair().await;
         drop(peer);
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(!watch.is_quiet() && !watch.is_open());
     }
 
@@ -263,5 +305,25 @@ mod tests {
         peer.write_all(b"!").await.unwrap();
         socket.read_exact(&mut [0; 1]).await.unwrap();
         assert!(!watch.cannot_have_processed(), "the peer confirmed what it got");
+    }
+
+    /// The peer says goodbye in order, and only then does its kernel find the request that nobody read.
+    #[tokio::test]
+    async fn a_request_that_meets_the_peers_end_is_told_from_one_that_was_read() {
+        for read in [false, true] {
+            let (mut peer, mut socket, watch) = pair().await;
+            watch.mark();
+            socket.write_all(b"a request").await.unwrap();
+            if read {
+                peer.read_exact(&mut [0; 9]).await.unwrap();
+            }
+            peer.shutdown().await.unwrap();
+            assert_eq!(socket.read(&mut [0; 8]).await.unwrap(), 0);
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                drop(peer);
+            });
+            assert_eq!(watch.has_not_processed().await, !read, "read: {read}");
+        }
     }
 }
