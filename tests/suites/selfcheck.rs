@@ -1,6 +1,7 @@
 //! The harness on its own: a suite that trusts its tools only after they have been seen to catch what they must catch.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use harness::agent::{Load, curl, run_python};
@@ -9,7 +10,7 @@ use harness::cgroup::Cgroup;
 use harness::intake::{Answer, Peer};
 use harness::suite::{Need, case, run};
 use harness::world::{API_KEY, BYSTANDER, Setup, VERSIONED, World};
-use harness::{check, check_eq};
+use harness::{check, check_eq, eventually};
 
 fn main() -> ExitCode {
     run(vec![
@@ -244,7 +245,10 @@ fn weak_peers_are_weak() -> Result<()> {
     })?;
     let answer = direct(&world, &[], "/")?;
     check_eq!(answer.exit, 35, "{}", answer.error);
-    let refused = world.intake.refused();
+    // The client has its alert before the peer has written down why it sent it.
+    let refused = eventually("the refusal", Duration::from_secs(5), || {
+        Ok(Some(world.intake.refused()).filter(|refused| !refused.is_empty()))
+    })?;
     check!(
         refused.len() == 1 && refused[0].error.starts_with("alert"),
         "{refused:?}"
