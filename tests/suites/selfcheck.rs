@@ -145,7 +145,7 @@ fn intake_finds_faults() -> Result<()> {
 
 fn intake_misbehaves_on_demand() -> Result<()> {
     let world = World::new()?;
-    let second = std::time::Duration::from_millis(300);
+    let second = Duration::from_millis(300);
     for (answer, status, exit) in [
         (Answer::Accepted, 202, 0),
         (Answer::Status(418, "no".to_owned()), 418, 0),
