@@ -21,7 +21,7 @@ enum Page {
 /// `reference`
 pub(super) fn run(args: &ReferenceArgs) -> Exit {
     match args.page {
-        Page::Config => say!("{}", config::reference()),
+        Page::Config => say!("{}", config::reference().trim_end()),
         Page::Products => say!("{}", catalog::reference().trim_end()),
     }
     Exit::Ok
