@@ -190,14 +190,14 @@ impl Interceptor {
         Ok(())
     }
 
-    /// Brings a changed configuration into force: ports, networks, `on_failure`, selectors.
+    /// Brings a changed configuration into force: ports, networks, `on_failure`, selectors. Says which Agents that changed.
     ///
     /// # Errors
     /// A bad selector or too many ports (then nothing changed), or a failing system call.
-    pub fn reconfigure(&mut self, config: &config::Intercept) -> Result<(), InterceptError> {
+    pub fn reconfigure(&mut self, config: &config::Intercept) -> Result<AgentChanges, InterceptError> {
         self.globs = agents::parse_globs(&config.agent_cgroups)?;
         self.apply_config(config)?;
-        self.sync_agents().map(drop)
+        self.sync_agents()
     }
 
     /// Adds the addresses of an answer with their TTL; forgets those whose time is over.
@@ -280,11 +280,11 @@ impl Interceptor {
     }
 
     /// The run-time switch. Off detaches every hook, of an earlier process too; connections in flight are handed over
-    /// first, which takes a fifth of a second. On attaches again.
+    /// first, which takes a fifth of a second. On attaches again, and says to which Agents.
     ///
     /// # Errors
     /// A program could not be attached or a pin not removed.
-    pub fn set_attached(&mut self, on: bool) -> Result<(), InterceptError> {
+    pub fn set_attached(&mut self, on: bool) -> Result<AgentChanges, InterceptError> {
         if on {
             // After an `uninstall` by hand the pins are made anew; the maps behind them are still ours.
             if !self.pins.maps().exists() {
@@ -295,7 +295,7 @@ impl Interceptor {
             self.settings.flags |= FLAG_ENABLED;
             self.write_settings()?;
             self.attached = true;
-            return self.sync_agents().map(drop);
+            return self.sync_agents();
         }
         self.settings.flags &= !FLAG_ENABLED;
         self.write_settings()?;
@@ -304,9 +304,15 @@ impl Interceptor {
         for id in attach::pinned_cgroups(&self.pins)? {
             attach::detach_agent(&self.pins, id)?;
         }
-        self.agents.clear();
+        let detached = std::mem::take(&mut self.agents)
+            .into_values()
+            .map(|agent| agent.path)
+            .collect();
         self.own_links = None;
-        Ok(())
+        Ok(AgentChanges {
+            attached: Vec::new(),
+            detached,
+        })
     }
 
     /// What is in force, and what was counted.

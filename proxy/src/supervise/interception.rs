@@ -7,7 +7,7 @@ use super::listeners::Listeners;
 use super::protocol::InterceptionStatus;
 use crate::config::{self, OnFailure};
 use crate::intercept::{
-    self, AgentWatcher, InterceptError, Interceptor, Listeners as KernelListeners, OwnCgroup,
+    self, AgentChanges, AgentWatcher, InterceptError, Interceptor, Listeners as KernelListeners, OwnCgroup,
 };
 
 /// Interception over the life of the master.
@@ -77,10 +77,10 @@ impl Interception {
 
     /// Takes the hooks away; the programs stay loaded for the next time.
     pub fn disengage(&mut self) -> Result<(), InterceptError> {
-        match &mut self.kernel {
-            Some(kernel) => kernel.set_attached(false),
-            None => Ok(()),
+        if let Some(kernel) = &mut self.kernel {
+            tell(&kernel.set_attached(false)?);
         }
+        Ok(())
     }
 
     /// At start, switched off: takes away what an earlier process left in force.
@@ -109,11 +109,12 @@ impl Interception {
         let globs_changed = self.config.agent_cgroups != config.agent_cgroups;
         self.config = config;
         if let Some(kernel) = &mut self.kernel {
-            kernel.reconfigure(&self.config)?;
-            if globs_changed {
-                self.watcher = Some(AgentWatcher::new(&self.config.agent_cgroups)?);
+            // The watcher before the look at what is there: what comes in between is seen twice, never missed.
+            let watcher = globs_changed.then(|| AgentWatcher::new(&self.config.agent_cgroups));
+            tell(&kernel.reconfigure(&self.config)?);
+            if let Some(watcher) = watcher {
+                self.watcher = Some(watcher?);
             }
-            kernel.sync_agents()?;
         }
         Ok(())
     }
@@ -153,18 +154,8 @@ impl Interception {
 
     /// Hooks Agents that are new and forgets those that are gone.
     pub fn sync(&mut self) -> Result<(), InterceptError> {
-        let Some(kernel) = &mut self.kernel else {
-            return Ok(());
-        };
-        if !kernel.attached() {
-            return Ok(());
-        }
-        let changes = kernel.sync_agents()?;
-        for path in &changes.attached {
-            tracing::info!(cgroup = %path.display(), "intercepting an Agent");
-        }
-        for path in &changes.detached {
-            tracing::info!(cgroup = %path.display(), "an Agent's cgroup is gone or no longer selected");
+        if let Some(kernel) = &mut self.kernel {
+            tell(&kernel.sync_agents()?);
         }
         Ok(())
     }
@@ -220,11 +211,15 @@ impl Interception {
         if !self.addresses.is_empty() {
             kernel.add_destinations(&std::mem::take(&mut self.addresses))?;
         }
-        kernel.set_attached(true)?;
-        if self.watcher.is_none() {
-            self.watcher = Some(AgentWatcher::new(&self.config.agent_cgroups)?);
+        let watcher = self
+            .watcher
+            .is_none()
+            .then(|| AgentWatcher::new(&self.config.agent_cgroups));
+        tell(&kernel.set_attached(true)?);
+        if let Some(watcher) = watcher {
+            self.watcher = Some(watcher?);
         }
-        self.sync()
+        Ok(())
     }
 
     fn note<T>(&mut self, result: Result<T, InterceptError>) -> Result<T, InterceptError> {
@@ -232,5 +227,15 @@ impl Interception {
             self.detail = Some(error.to_string());
         }
         result
+    }
+}
+
+/// Logs which Agents came and went.
+fn tell(changes: &AgentChanges) {
+    for path in &changes.attached {
+        tracing::info!(cgroup = %path.display(), "intercepting an Agent");
+    }
+    for path in &changes.detached {
+        tracing::info!(cgroup = %path.display(), "an Agent is no longer intercepted: its cgroup is gone or not selected any more, or interception is off");
     }
 }
