@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{bpf_sock, bpf_sock_addr},
+    bindings::bpf_sock,
     helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_set_retval},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
@@ -11,6 +11,7 @@ use aya_log_ebpf::debug;
 use proxy_ebpf::{Address, Attempt, Counter, Original, Settings, Skip};
 
 use crate::maps::{CLIENT, HAS_SET_RETVAL, count, forget, listener_port, selected, settings, store};
+use crate::sock_addr;
 
 /// The kernel goes on with the connect.
 const ALLOW: i32 = 1;
@@ -32,16 +33,12 @@ enum Verdict {
 /// IPv4 sockets.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    let address = ctx.sock_addr;
-    // SAFETY: the kernel's context; the verifier checks each access. There is no safe accessor in aya.
-    let (destination, port) = unsafe { (Address::from_v4((*address).user_ip4), user_port(address)) };
+    // SAFETY: the context of an IPv4 connect hook.
+    let (destination, port) = unsafe { sock_addr::read_v4(ctx.sock_addr) };
     match decide(&ctx, destination, port) {
         Verdict::Rewrite(listener) => {
-            // SAFETY: as above; both fields are writable for connect hooks.
-            unsafe {
-                (&raw mut (*address).user_ip4).write_volatile(Address::LOOPBACK_V4.words[3]);
-                (&raw mut (*address).user_port).write_volatile(u32::from(listener.to_be()));
-            }
+            // SAFETY: as above.
+            unsafe { sock_addr::write_v4(ctx.sock_addr, Address::LOOPBACK_V4.words[3], listener) };
             ALLOW
         }
         verdict => finish(&ctx, &verdict),
@@ -51,31 +48,12 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 /// IPv6 sockets, IPv4-mapped destinations among them.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    let address = ctx.sock_addr;
-    // SAFETY: as in `connect4`. Constant indices: the verifier refuses computed context offsets.
-    let (destination, port) = unsafe {
-        let ip = &raw const (*address).user_ip6;
-        let words = [
-            (&raw const (*ip)[0]).read_volatile(),
-            (&raw const (*ip)[1]).read_volatile(),
-            (&raw const (*ip)[2]).read_volatile(),
-            (&raw const (*ip)[3]).read_volatile(),
-        ];
-        (Address { words }, user_port(address))
-    };
+    // SAFETY: the context of an IPv6 connect hook.
+    let (destination, port) = unsafe { sock_addr::read_v6(ctx.sock_addr) };
     match decide(&ctx, destination, port) {
         Verdict::Rewrite(listener) => {
-            let loopback = destination.loopback();
-            // SAFETY: as above. Volatile: LLVM would merge neighbouring words into one store of eight bytes, which
-            // kernels before 5.3 and some contexts since refuse.
-            unsafe {
-                let ip = &raw mut (*address).user_ip6;
-                (&raw mut (*ip)[0]).write_volatile(loopback.words[0]);
-                (&raw mut (*ip)[1]).write_volatile(loopback.words[1]);
-                (&raw mut (*ip)[2]).write_volatile(loopback.words[2]);
-                (&raw mut (*ip)[3]).write_volatile(loopback.words[3]);
-                (&raw mut (*address).user_port).write_volatile(u32::from(listener.to_be()));
-            }
+            // SAFETY: as above.
+            unsafe { sock_addr::write_v6(ctx.sock_addr, destination.loopback().words, listener) };
             ALLOW
         }
         verdict => finish(&ctx, &verdict),
@@ -223,14 +201,4 @@ fn finish(ctx: &SockAddrContext, verdict: &Verdict) -> i32 {
 fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
     // SAFETY: a field of the kernel's context (5.3).
     unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
-}
-
-/// The destination port; the context has it in network order in a 32-bit field.
-///
-/// # Safety
-/// `address` is the kernel's context.
-#[inline(always)]
-unsafe fn user_port(address: *const bpf_sock_addr) -> u16 {
-    // SAFETY: promised by the caller.
-    u16::from_be(unsafe { (&raw const (*address).user_port).read_volatile() } as u16)
 }

@@ -10,6 +10,7 @@ mod connect;
 mod getpeername;
 mod getsockopt;
 mod maps;
+mod sock_addr;
 mod sockops;
 
 /// Licence of the object: some helpers are for GPL-compatible programs only.
