@@ -6,10 +6,12 @@
     reason = "a test file; its helpers are not seen as tests"
 )]
 
-use std::collections::BTreeMap;
+#[path = "config/place.rs"]
+mod place;
+
 use std::fs;
 
-use agent_fips_proxy::config::{ConfigErrors, Inputs, Paths, load};
+use agent_fips_proxy::config::{ConfigErrors, Inputs, load};
 
 const RANGE_16: &str = "a number from 1 to 65535";
 const DURATION: &str = "is not a duration: a whole number with its unit, as in 500ms, 5s or 1m; accepted: a duration from 100ms to 1m";
@@ -632,17 +634,7 @@ struct Case {
 impl Case {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let defaults = Paths {
-            file: dir.path().join("config.yaml"),
-            env_file: dir.path().join("environment"),
-        };
-        let inputs = Inputs {
-            file: None,
-            env_file: None,
-            environment: BTreeMap::new(),
-            flags: Vec::new(),
-            defaults,
-        };
+        let inputs = place::inputs(dir.path());
         Self { dir, inputs }
     }
 

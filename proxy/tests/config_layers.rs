@@ -5,7 +5,9 @@
     reason = "a test file; its helpers are not seen as tests"
 )]
 
-use std::collections::BTreeMap;
+#[path = "config/place.rs"]
+mod place;
+
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,8 +15,7 @@ use std::time::Duration;
 use agent_fips_proxy::catalog::Product;
 use agent_fips_proxy::config::keys::{self, TABLE};
 use agent_fips_proxy::config::{
-    Datapath, Inputs, Loaded, OnFailure, Paths, Reloader, Source, TlsPolicy, default_file, load, reference,
-    show,
+    Datapath, Inputs, Loaded, OnFailure, Reloader, Source, TlsPolicy, default_file, load, reference, show,
 };
 use proptest::prelude::*;
 
@@ -517,17 +518,7 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let defaults = Paths {
-            file: dir.path().join("config.yaml"),
-            env_file: dir.path().join("environment"),
-        };
-        let inputs = Inputs {
-            file: None,
-            env_file: None,
-            environment: BTreeMap::new(),
-            flags: Vec::new(),
-            defaults,
-        };
+        let inputs = place::inputs(dir.path());
         Self { dir, inputs }
     }
 
