@@ -142,8 +142,8 @@ pub struct Intercept {
     pub requested: bool,
     /// Which datapath.
     pub datapath: Datapath,
-    /// Who is an Agent: cgroup path globs, relative to the cgroup2 root.
-    pub agent_cgroups: Vec<String>,
+    /// Who is an Agent.
+    pub agents: Agents,
     /// Destination ports that are taken; at most [`proxy_ebpf::MAX_PORTS`].
     pub ports: Vec<u16>,
     /// Destinations that are taken besides the addresses of the intake names.
@@ -152,6 +152,117 @@ pub struct Intercept {
     pub https: HttpsPolicy,
     /// What a selected connection does when nobody listens here.
     pub on_failure: OnFailure,
+    /// Datapath `tc`: more interfaces than the Agent pods' own, by name or by prefix.
+    pub interfaces: Vec<InterfacePattern>,
+    /// Datapath `tc`: priority of our classifier where it is a classic filter; never 0.
+    pub classifier_priority: u16,
+    /// Datapath `tc`: how classifiers are attached.
+    pub classifier_attach: ClassifierAttach,
+    /// Datapath `tc`: what to do at a priority that another classifier has too.
+    pub classifier_same_priority: SamePriority,
+    /// Datapath `tc`: the packet mark that leads intercepted packets to us.
+    pub mark: Mark,
+}
+
+/// `intercept.agents.*`: three sources, and an Agent is whoever one of them names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agents {
+    /// Cgroup path globs, relative to the cgroup2 root.
+    pub cgroups: Vec<String>,
+    /// Files of network namespaces, such as `/run/netns/agent`.
+    pub namespaces: Vec<PathBuf>,
+    /// Pods of this node.
+    pub pods: Pods,
+}
+
+impl Agents {
+    /// True when no source can name anybody.
+    pub fn is_empty(&self) -> bool {
+        self.cgroups.is_empty() && self.namespaces.is_empty() && self.pods.api == PodsApi::Off
+    }
+}
+
+/// `intercept.agents.pods.*`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pods {
+    /// Whether the Kubernetes API server is asked.
+    pub api: PodsApi,
+    /// Which pods are Agents; never empty.
+    pub label_selector: String,
+    /// This node's name in Kubernetes; the host name when it is not set.
+    pub node: Option<String>,
+    /// The folder with `token` and `ca.crt` of the service account.
+    pub service_account: PathBuf,
+}
+
+/// `intercept.agents.pods.api`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodsApi {
+    /// Where Kubernetes says how: `KUBERNETES_SERVICE_HOST` is set and the service account is there.
+    Auto,
+    /// Always; that it cannot be reached is an error.
+    On,
+    /// Never.
+    Off,
+}
+
+/// A name, or the beginning of some: `veth*`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct InterfacePattern(pub String);
+
+impl InterfacePattern {
+    /// True when `name` is meant.
+    pub fn matches(&self, name: &str) -> bool {
+        match self.0.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => name == self.0,
+        }
+    }
+}
+
+impl fmt::Display for InterfacePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// `intercept.classifier_attach`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClassifierAttach {
+    /// TCX where the kernel has it, else a classic filter.
+    Auto,
+    /// TCX only (Linux 6.6).
+    Tcx,
+    /// A classic filter on clsact, at `classifier_priority`.
+    Netlink,
+}
+
+/// `intercept.classifier_same_priority`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SamePriority {
+    /// Stay where the kernel put us, and say so.
+    Keep,
+    /// Add our filter anew whenever another one of the same priority stands before it: the newest runs first.
+    Prepend,
+}
+
+/// `intercept.mark.*`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The bits that are set.
+    pub value: u32,
+    /// The bits that are ours; `value` has no others.
+    pub mask: u32,
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#010x}/{:#010x}", self.value, self.mask)
+    }
 }
 
 /// `intercept.datapath`
@@ -162,6 +273,8 @@ pub enum Datapath {
     Auto,
     /// Rewrite at `connect()`.
     Cgroup,
+    /// Mark packets on the host side of the pod's interface.
+    Tc,
 }
 
 /// `intercept.https`
@@ -187,6 +300,8 @@ pub enum OnFailure {
 pub struct Upstream {
     /// The intake's port.
     pub port: u16,
+    /// From which network namespace an intercepted pod's connections are made.
+    pub network: UpstreamNetwork,
     /// Trust only these roots instead of the system's (PEM).
     pub ca_file: Option<PathBuf>,
     /// Which TLS is approved.
@@ -211,6 +326,16 @@ pub struct Endpoint {
     pub host: String,
     /// Port, when it is not `upstream.port`.
     pub port: Option<u16>,
+}
+
+/// `upstream.network`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UpstreamNetwork {
+    /// From the pod's own: its address, network policies and security groups go on to apply.
+    Pod,
+    /// From the host's.
+    Host,
 }
 
 /// `upstream.tls_policy`. There is no "off".

@@ -131,7 +131,7 @@ impl Interceptor {
     /// # Errors
     /// See [`InterceptError::kind`]: a missing capability, a kernel that refuses a program, or a bad selector.
     pub fn load(config: &config::Intercept, own: &OwnCgroup) -> Result<Self, InterceptError> {
-        let globs = agents::parse_globs(&config.agent_cgroups)?;
+        let globs = agents::parse_globs(&config.agents.cgroups)?;
         let pins = PinDirectory::prepare()?;
         let loaded = load::load(&pins)?;
         let settings = match loaded.settings.get(&0, 0) {
@@ -195,7 +195,7 @@ impl Interceptor {
     /// # Errors
     /// A bad selector or too many ports (then nothing changed), or a failing system call.
     pub fn reconfigure(&mut self, config: &config::Intercept) -> Result<AgentChanges, InterceptError> {
-        self.globs = agents::parse_globs(&config.agent_cgroups)?;
+        self.globs = agents::parse_globs(&config.agents.cgroups)?;
         self.apply_config(config)?;
         self.sync_agents()
     }

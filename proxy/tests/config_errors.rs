@@ -306,14 +306,9 @@ const FILES: &[(&str, &str, &str)] = &[
     ),
     // Known, checked, but not in this version.
     (
-        "intercept: {datapath: tc}\n",
-        "1:23",
-        "intercept.datapath: `tc` is not available in this version: set auto or cgroup",
-    ),
-    (
         "intercept: {datapath: xdp}\n",
         "1:23",
-        "intercept.datapath: `xdp` is not accepted; accepted: auto, cgroup (tc is known",
+        "intercept.datapath: `xdp` is not accepted; accepted: auto, cgroup, tc",
     ),
     (
         "intercept: {https: terminate}\n",
@@ -326,48 +321,48 @@ const FILES: &[(&str, &str, &str)] = &[
         "intercept.https: `refuse` is not available in this version",
     ),
     (
-        "intercept: {interfaces: [eth0, \"cali*\"]}\n",
-        "1:25",
-        "intercept.interfaces: `[eth0, \"cali*\"]` is not available in this version",
+        "intercept: {datapath: cgroup, interfaces: [\"cali*\"]}\n",
+        "1:43",
+        "intercept.interfaces and intercept.datapath: interfaces are taken by the tc datapath only",
     ),
     (
         "intercept: {interfaces: [a-very-long-interface]}\n",
         "1:26",
         "intercept.interfaces: `a-very-long-interface` is not an interface name",
     ),
-    (
-        "intercept: {classifier_priority: 9}\n",
-        "1:34",
-        "intercept.classifier_priority: `9` is not available in this version",
-    ),
     ("intercept: {classifier_priority: 0}\n", "1:34", RANGE_16),
     ("intercept: {classifier_priority: -1}\n", "1:34", RANGE_16),
     ("intercept: {classifier_priority: 70000}\n", "1:34", RANGE_16),
     ("intercept: {classifier_priority: ten}\n", "1:34", RANGE_16),
-    (
-        "intercept: {classifier_attach: tcx}\n",
-        "1:32",
-        "intercept.classifier_attach: `tcx` is not available in this version",
-    ),
     (
         "intercept: {classifier_attach: clsact}\n",
         "1:32",
         "intercept.classifier_attach: `clsact` is not accepted; accepted: auto, tcx",
     ),
     (
-        "intercept: {mark: {value: 0x00e00000}}\n",
+        "intercept: {mark: {value: 0x01d00000}}\n",
         "1:27",
-        "intercept.mark.value: `0x00e00000` is not available in this version",
+        "intercept.mark.value and intercept.mark.mask: 0x01d00000/0x00f00000: the value has bits outside",
+    ),
+    (
+        "intercept: {classifier_same_priority: append}\n",
+        "1:39",
+        "intercept.classifier_same_priority: `append` is not accepted; accepted: keep, prepend",
+    ),
+    (
+        "intercept: {agents: {namespaces: [agent]}}\n",
+        "1:35",
+        "intercept.agents.namespaces: `agent` is not an absolute path",
+    ),
+    (
+        "intercept: {agents: {pods: {node: no node}}}\n",
+        "1:35",
+        "intercept.agents.pods.node: `no node` is not a node name",
     ),
     (
         "intercept: {mark: {mask: 0}}\n",
         "1:26",
         "intercept.mark.mask: `0` is not a whole number in the accepted range",
-    ),
-    (
-        "intercept: {agents: {pods: {label_selector: app=x}}}\n",
-        "1:45",
-        "intercept.agents.pods.label_selector: `app=x` is not available",
     ),
     (
         "intercept: {agents: {pods: {label_selector: \"no selector\"}}}\n",
@@ -381,7 +376,7 @@ const FILES: &[(&str, &str, &str)] = &[
         "explicit.enabled and intercept.enabled: both are false",
     ),
     (
-        "intercept: {agents: {cgroups: []}}\n",
+        "intercept: {agents: {cgroups: [], pods: {api: off}}}\n",
         "1:31",
         "intercept.agents.cgroups and intercept.enabled: interception is on, but",
     ),
@@ -426,7 +421,7 @@ fn what_is_no_conflict_is_none() {
         "status: {port: 9808}\nexplicit: {enabled: false}\n",
         "status: {port: 9808, address: 127.0.0.2}\nexplicit: {local_address: 127.0.0.1}\n",
         "status: {port: 9819}\n",
-        "intercept: {enabled: false, agents: {cgroups: []}}\n",
+        "intercept: {enabled: false, agents: {cgroups: [], pods: {api: off}}}\n",
         "intercept: {enabled: false}\n",
         "upstream: {endpoints: {metrics: 10.0.0.7}, allow_private: [10.0.0.0/16]}\n",
         "upstream: {endpoints: {metrics: 203.0.113.9}}\n",
@@ -513,9 +508,13 @@ fn every_mistake_in_a_variable_or_flag_is_told_with_its_name() {
         ("sit", "a.com", "there is no such key; did you mean `site`?"),
         (
             "intercept.datapath",
-            "tc",
-            "intercept.datapath: `tc` is not available in this version",
+            "xdp",
+            "intercept.datapath: `xdp` is not accepted",
         ),
+        ("intercept.classifier_priority", "0", RANGE_16),
+        ("intercept.classifier_priority", "-1", RANGE_16),
+        ("intercept.classifier_priority", "70000", RANGE_16),
+        ("intercept.classifier_priority", "ten", RANGE_16),
     ];
     for (key, value, message) in flags {
         let mut case = Case::new();

@@ -425,6 +425,16 @@ const SAMPLES: &[(&str, [(&str, &str); 5])] = &[
         ],
     ),
     (
+        "intercept.classifier_priority",
+        [
+            ("1", "1"),
+            ("4", "4"),
+            ("65535", "65535"),
+            ("11", "11"),
+            ("9", "9"),
+        ],
+    ),
+    (
         "log.level",
         [
             ("off", "off"),

@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_fips_proxy::config::{TlsPolicy, Upstream};
+use agent_fips_proxy::config::{Config, TlsPolicy, Upstream};
 use agent_fips_proxy::tls::error::REASONS;
 use agent_fips_proxy::tls::{Client, ClientStream, ConfigError, HandshakeError, Negotiated};
 use rcgen::{
@@ -553,14 +553,9 @@ fn names(name: &str) -> Vec<rcgen::SanType> {
 
 fn upstream(tls_policy: TlsPolicy, ca_file: Option<PathBuf>) -> Upstream {
     Upstream {
-        port: 443,
         ca_file,
         tls_policy,
-        allow_private: Vec::new(),
-        endpoints: Default::default(),
-        connect_timeout: Duration::from_secs(5),
-        response_timeout: Duration::from_secs(60),
-        pool_idle_timeout: Duration::from_secs(50),
+        ..Config::default().upstream
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::error::{ConfigError, Source};
 use super::keys::Draft;
-use super::{Config, ListenAddress};
+use super::{Config, Datapath, ListenAddress};
 use crate::catalog;
 use crate::tls::roots;
 
@@ -39,6 +39,7 @@ pub(super) fn whole(
     };
     check.something_to_do(&config);
     check.agents(&config);
+    check.mark(&config);
     check.status_port(&config);
     check.endpoints(&config);
     check.roots(&config);
@@ -69,12 +70,29 @@ impl Check<'_> {
     }
 
     fn agents(&mut self, config: &Config) {
-        if config.intercept.enabled && config.intercept.agent_cgroups.is_empty() {
+        let intercept = &config.intercept;
+        if intercept.enabled && intercept.agents.is_empty() && intercept.interfaces.is_empty() {
             self.refuse(
                 ["intercept.agents.cgroups", "intercept.enabled"],
                 "interception is on, but the list of Agents is empty; name their cgroups or set \
                  intercept.enabled to false",
             );
+        }
+        if !intercept.interfaces.is_empty() && intercept.datapath == Datapath::Cgroup {
+            self.refuse(
+                ["intercept.interfaces", "intercept.datapath"],
+                "interfaces are taken by the tc datapath only; set intercept.datapath to auto or tc, or leave \
+                 intercept.interfaces out",
+            );
+        }
+    }
+
+    fn mark(&mut self, config: &Config) {
+        let mark = config.intercept.mark;
+        if mark.value & !mark.mask != 0 {
+            let problem =
+                format!("{mark}: the value has bits outside of the mask; the kernel would never see it");
+            self.refuse(["intercept.mark.value", "intercept.mark.mask"], &problem);
         }
     }
 

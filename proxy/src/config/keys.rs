@@ -7,8 +7,9 @@ use std::time::Duration;
 pub use super::value::Shape;
 use super::value::{Fault, Raw};
 use super::{
-    Config, Datapath, Explicit, HttpsPolicy, Intercept, Limits, ListenAddress, Log, LogFormat, OnFailure,
-    Status, TlsPolicy, Upstream, Worker,
+    Agents, ClassifierAttach, Config, Datapath, Explicit, HttpsPolicy, Intercept, Limits, ListenAddress, Log,
+    LogFormat, Mark, OnFailure, Pods, PodsApi, SamePriority, Status, TlsPolicy, Upstream, UpstreamNetwork,
+    Worker,
 };
 
 mod parse;
@@ -111,19 +112,19 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// A configuration that is not checked as a whole yet.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Draft {
     pub(super) config: Config,
     /// `status.port`, when it was set.
     pub(super) status_port: Option<u16>,
 }
 
-impl Default for Draft {
+impl Default for Config {
     /// The defaults: here and nowhere else.
     fn default() -> Self {
         const PORT_RANGE_START: u16 = 9803;
         let seconds = Duration::from_secs;
-        let config = Config {
+        Self {
             site: crate::catalog::Site::default(),
             log: Log {
                 level: "info".to_owned(),
@@ -139,14 +140,32 @@ impl Default for Draft {
                 enabled: true,
                 requested: false,
                 datapath: Datapath::Auto,
-                agent_cgroups: vec!["/system.slice/datadog-agent*.service".to_owned()],
+                agents: Agents {
+                    cgroups: vec!["/system.slice/datadog-agent*.service".to_owned()],
+                    namespaces: Vec::new(),
+                    pods: Pods {
+                        api: PodsApi::Auto,
+                        label_selector: "agent.datadoghq.com/component=agent".to_owned(),
+                        node: None,
+                        service_account: "/var/run/secrets/kubernetes.io/serviceaccount".into(),
+                    },
+                },
                 ports: vec![80, 443],
                 cidrs: Vec::new(),
                 https: HttpsPolicy::Passthrough,
                 on_failure: OnFailure::Closed,
+                interfaces: Vec::new(),
+                classifier_priority: 10,
+                classifier_attach: ClassifierAttach::Auto,
+                classifier_same_priority: SamePriority::Keep,
+                mark: Mark {
+                    value: 0x00d0_0000,
+                    mask: 0x00f0_0000,
+                },
             },
             upstream: Upstream {
                 port: 443,
+                network: UpstreamNetwork::Pod,
                 ca_file: None,
                 tls_policy: TlsPolicy::Fips,
                 allow_private: Vec::new(),
@@ -171,10 +190,6 @@ impl Default for Draft {
                 user: "agent-fips-proxy".to_owned(),
                 threads: thread::available_parallelism().map_or(1, usize::from).min(2),
             },
-        };
-        Self {
-            config,
-            status_port: None,
         }
     }
 }

@@ -119,18 +119,6 @@ impl Fault {
     }
 }
 
-/// Refuses a value whose feature is missing, unless it is the default anyway.
-pub(super) fn only<T: PartialEq + Display + ?Sized>(
-    value: &T,
-    default: &T,
-    feature: &str,
-) -> Result<(), Fault> {
-    if *value == *default {
-        return Ok(());
-    }
-    Err(unavailable(value, feature))
-}
-
 /// A correct value whose feature is missing.
 pub(super) fn unavailable(value: impl Display, feature: &str) -> Fault {
     Fault {

@@ -106,11 +106,11 @@ impl Interception {
     /// A new configuration: ports, destinations, selectors and the failure policy are exchanged in place.
     pub fn reconfigure(&mut self, config: config::Intercept) -> Result<(), InterceptError> {
         self.want(config.enabled);
-        let globs_changed = self.config.agent_cgroups != config.agent_cgroups;
+        let globs_changed = self.config.agents.cgroups != config.agents.cgroups;
         self.config = config;
         if let Some(kernel) = &mut self.kernel {
             // The watcher before the look at what is there: what comes in between is seen twice, never missed.
-            let watcher = globs_changed.then(|| AgentWatcher::new(&self.config.agent_cgroups));
+            let watcher = globs_changed.then(|| AgentWatcher::new(&self.config.agents.cgroups));
             tell(&kernel.reconfigure(&self.config)?);
             if let Some(watcher) = watcher {
                 self.watcher = Some(watcher?);
@@ -214,7 +214,7 @@ impl Interception {
         let watcher = self
             .watcher
             .is_none()
-            .then(|| AgentWatcher::new(&self.config.agent_cgroups));
+            .then(|| AgentWatcher::new(&self.config.agents.cgroups));
         tell(&kernel.set_attached(true)?);
         if let Some(watcher) = watcher {
             self.watcher = Some(watcher?);

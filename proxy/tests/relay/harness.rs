@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use agent_fips_proxy::catalog::{Catalog, Product};
 use agent_fips_proxy::config::{
-    Config, Datapath, Explicit, HttpsPolicy, Intercept, Limits, ListenAddress, Log, LogFormat, OnFailure,
-    Status, TlsPolicy, Upstream as UpstreamConfig, Worker,
+    Config, Explicit, Limits, ListenAddress, Log, LogFormat, Status, TlsPolicy, Upstream as UpstreamConfig,
+    UpstreamNetwork, Worker,
 };
 use agent_fips_proxy::relay::outcome::{ConnectionRecord, RequestRecord, Via};
 use agent_fips_proxy::relay::upstream::Socket;
@@ -254,18 +254,10 @@ pub fn config(upstream_port: u16) -> Config {
             local_address: ListenAddress::Localhost,
             port_range_start: 9803,
         },
-        intercept: Intercept {
-            enabled: true,
-            requested: false,
-            datapath: Datapath::Auto,
-            agent_cgroups: Vec::new(),
-            ports: vec![80, 443],
-            cidrs: Vec::new(),
-            https: HttpsPolicy::Passthrough,
-            on_failure: OnFailure::Closed,
-        },
+        intercept: Config::default().intercept,
         upstream: UpstreamConfig {
             port: upstream_port,
+            network: UpstreamNetwork::Pod,
             ca_file: None,
             tls_policy: TlsPolicy::Fips,
             allow_private: vec!["127.0.0.0/8".parse().unwrap()],

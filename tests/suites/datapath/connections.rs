@@ -102,7 +102,7 @@ pub(super) fn the_proxy_does_not_intercept_itself(world: &World) -> Result<()> {
     world.make_cgroup("agent-fips-proxy.service")?;
     world.enter("agent-fips-proxy.service")?;
     let mut config = config(world);
-    config.agent_cgroups = vec![
+    config.agents.cgroups = vec![
         world.selector("").trim_end_matches('/').to_owned(),
         world.selector("*"),
     ];

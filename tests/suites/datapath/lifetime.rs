@@ -94,7 +94,7 @@ pub(super) fn an_agent_that_starts_later_is_found(world: &World) -> Result<()> {
     world.serve_direct(&[80])?;
     let mut config = config(world);
     // A parent that does not exist yet, either.
-    config.agent_cgroups = vec![
+    config.agents.cgroups = vec![
         world.selector("late.slice/agent*"),
         world.selector("deep/**/agent*"),
     ];
@@ -103,7 +103,7 @@ pub(super) fn an_agent_that_starts_later_is_found(world: &World) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let mut watcher = runtime.block_on(async { AgentWatcher::new(&config.agent_cgroups) })?;
+    let mut watcher = runtime.block_on(async { AgentWatcher::new(&config.agents.cgroups) })?;
     for name in ["late.slice/agent-1", "late.slice/agent-2", "deep/a/b/agent"] {
         let start = Instant::now();
         let made = world.path(name);

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use agent_fips_proxy::config::{Datapath, HttpsPolicy, Intercept, OnFailure};
+use agent_fips_proxy::config::{Config, Datapath, Intercept, OnFailure};
 use agent_fips_proxy::intercept::{
     self, AgentWatcher, ErrorKind, Interceptor, Listeners, OwnCgroup, preflight,
 };
@@ -202,36 +202,24 @@ fn original(stream: &TcpStream) -> std::io::Result<SocketAddr> {
 }
 
 fn config(world: &World) -> Intercept {
-    Intercept {
-        enabled: true,
-        requested: true,
-        datapath: Datapath::Cgroup,
-        agent_cgroups: vec![world.selector("agent*")],
-        ports: vec![80, 443],
-        cidrs: ["203.0.113.0/24", "2001:db8::/64"]
-            .iter()
-            .flat_map(|net| net.parse())
-            .collect(),
-        https: HttpsPolicy::Passthrough,
-        on_failure: OnFailure::Closed,
-    }
+    intercepting(world.selector("agent*"))
+}
+
+fn intercepting(selector: String) -> Intercept {
+    let mut config = Config::default().intercept;
+    config.requested = true;
+    config.datapath = Datapath::Cgroup;
+    config.agents.cgroups = vec![selector];
+    config.cidrs = ["203.0.113.0/24", "2001:db8::/64"]
+        .iter()
+        .flat_map(|net| net.parse())
+        .collect();
+    config
 }
 
 /// A loader in a process of its own: `<selector>`; says "ready" and lives until its standard input closes.
 pub fn loader(selector: &str) -> Result<()> {
-    let config = Intercept {
-        agent_cgroups: vec![selector.to_owned()],
-        cidrs: ["203.0.113.0/24", "2001:db8::/64"]
-            .iter()
-            .flat_map(|net| net.parse())
-            .collect(),
-        ports: vec![80, 443],
-        enabled: true,
-        requested: true,
-        datapath: Datapath::Cgroup,
-        https: HttpsPolicy::Passthrough,
-        on_failure: OnFailure::Closed,
-    };
+    let config = intercepting(selector.to_owned());
     let proxy = Proxy::start(&config)?;
     println!("ready");
     std::io::stdin().read_to_end(&mut Vec::new())?;

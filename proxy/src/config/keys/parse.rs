@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::catalog;
 use crate::config::value::{Fault, Raw, network, text};
-use crate::config::{Endpoint, ListenAddress};
+use crate::config::{Endpoint, InterfacePattern, ListenAddress};
 
 /// A level, or `tracing` directives. A lone word that is no level is a typing error, although `tracing` would take it
 /// for the name of a module.
@@ -156,15 +156,25 @@ pub(super) fn selector(raw: &Raw) -> Result<String, Fault> {
     }
 }
 
+/// The name of a Kubernetes node: a DNS subdomain (RFC 1123).
+pub(super) fn node(raw: &Raw) -> Result<String, Fault> {
+    let text = text(raw)?;
+    if catalog::is_dns_name(text) {
+        Ok(text.to_owned())
+    } else {
+        Err(Fault::wrong(format!("`{text}` is not a node name")))
+    }
+}
+
 /// A network interface (at most 15 bytes: IFNAMSIZ), or the beginning of some with `*` at the end.
-pub(super) fn interface(raw: &Raw) -> Result<String, Fault> {
+pub(super) fn interface(raw: &Raw) -> Result<InterfacePattern, Fault> {
     let text = text(raw)?;
     let name = text.strip_suffix('*').unwrap_or(text);
     let sound = !name.is_empty()
         && name.len() <= 15
         && !name.contains(|c: char| c == '/' || c == '*' || c.is_whitespace());
     if sound {
-        Ok(text.to_owned())
+        Ok(InterfacePattern(text.to_owned()))
     } else {
         Err(Fault::wrong(format!("`{text}` is not an interface name")))
     }

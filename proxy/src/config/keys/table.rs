@@ -3,21 +3,24 @@
 use std::time::Duration;
 
 use super::parse::{
-    address, cgroup, duration_text, endpoint, hours, interface, level, list_text, mark_text, ms, path,
+    address, cgroup, duration_text, endpoint, hours, interface, level, list_text, mark_text, ms, node, path,
     private_network, selector, socket, user, word, yaml_text,
 };
 use super::{Key, Shape};
 use crate::config::value::{
-    Fault, boolean, choice, duration, integer, list, map, network, only, optional, parsed, unavailable,
+    Fault, boolean, choice, duration, integer, list, map, network, optional, parsed, unavailable,
 };
-use crate::config::{Datapath, HttpsPolicy, LogFormat, OnFailure, TlsPolicy};
+use crate::config::{
+    ClassifierAttach, Datapath, HttpsPolicy, LogFormat, OnFailure, PodsApi, SamePriority, TlsPolicy,
+    UpstreamNetwork,
+};
 
 const OPERATOR: &str = "operators";
 const NOBODY: &str = "nobody without a measurement";
 const SECURITY: &str = "whoever answers for compliance";
 /// The last offset of the Agent's range (`setupFipsEndpoints`).
 const LAST_OFFSET: u16 = 15;
-const TC: &str = "only the cgroup datapath is built; it needs neither interfaces nor classifiers nor marks";
+const CNI: &str = "platform teams whose network plugin has classifiers of its own";
 
 /// What most rows have in common; a row says the rest.
 const KEY: Key = Key {
@@ -30,12 +33,6 @@ const KEY: Key = Key {
     who: OPERATOR,
     set: |_, _| Ok(()),
     get: |_| String::new(),
-};
-
-/// A row whose feature is not in this version.
-const NOT_YET: Key = Key {
-    who: "nobody in this version",
-    ..KEY
 };
 
 /// Every setting.
@@ -123,19 +120,19 @@ pub static TABLE: &[Key] = &[
     },
     Key {
         path: "intercept.datapath",
-        accepted: "auto, cgroup (tc is known, but not in this version)",
-        effect: "How connections are taken: `cgroup` rewrites them at connect(). `auto` takes what the host \
-                 can do.",
+        accepted: "auto, cgroup, tc",
+        effect: "How connections are taken. `cgroup` rewrites them at connect(), on the host and in pods; no \
+                 network plugin can be in its way. `tc` marks a pod's packets on the host side of its \
+                 interface; Agents of the host are not taken by it. `auto` takes `cgroup` wherever it can, \
+                 else `tc`, and says why; `doctor` tells it beforehand.",
         who: NOBODY,
         set: |draft, raw| {
             let words = [
-                ("auto", Some(Datapath::Auto)),
-                ("cgroup", Some(Datapath::Cgroup)),
-                ("tc", None),
+                ("auto", Datapath::Auto),
+                ("cgroup", Datapath::Cgroup),
+                ("tc", Datapath::Tc),
             ];
-            let value = choice(raw, &words)?.ok_or_else(|| unavailable("tc", "set auto or cgroup"))?;
-            draft.config.intercept.datapath = value;
-            Ok(())
+            choice(raw, &words).map(|value| draft.config.intercept.datapath = value)
         },
         get: |config| word(&config.intercept.datapath),
         ..KEY
@@ -143,20 +140,88 @@ pub static TABLE: &[Key] = &[
     Key {
         path: "intercept.agents.cgroups",
         shape: Shape::List,
-        accepted: "a list of cgroup paths that begin with / (`*` and `?` stand for any text or character)",
-        effect: "Who is an Agent: processes in these cgroups, relative to the cgroup2 root.",
+        accepted: "a list of cgroup paths that begin with / (`*` stands for any text within one component, `**` \
+                   for any number of components)",
+        effect: "Who is an Agent: processes in these cgroups, relative to the cgroup2 root, in whichever \
+                 network namespace they live.",
         who: "operators whose Agent does not run in the packaged units",
-        set: |draft, raw| list(raw, cgroup).map(|value| draft.config.intercept.agent_cgroups = value),
-        get: |config| list_text(&config.intercept.agent_cgroups),
+        set: |draft, raw| list(raw, cgroup).map(|value| draft.config.intercept.agents.cgroups = value),
+        get: |config| list_text(&config.intercept.agents.cgroups),
+        ..KEY
+    },
+    Key {
+        path: "intercept.agents.namespaces",
+        shape: Shape::List,
+        accepted: "a list of absolute paths such as /run/netns/agent",
+        effect: "Who is an Agent: every process in these network namespaces. A file that comes later, goes, \
+                 or is another namespace under the same name is noticed.",
+        who: "operators of containers without Kubernetes, and of virtual machines",
+        set: |draft, raw| list(raw, path).map(|value| draft.config.intercept.agents.namespaces = value),
+        get: |config| {
+            let paths = &config.intercept.agents.namespaces;
+            list_text(
+                &paths
+                    .iter()
+                    .map(|path| path.to_string_lossy())
+                    .collect::<Vec<_>>(),
+            )
+        },
+        ..KEY
+    },
+    Key {
+        path: "intercept.agents.pods.api",
+        accepted: "auto, on, off",
+        effect: "Ask the Kubernetes API server for the Agent pods of this node, and go on listening to it. \
+                 `auto`: where Kubernetes says how to reach it (KUBERNETES_SERVICE_HOST and the service \
+                 account are there).",
+        set: |draft, raw| {
+            choice(
+                raw,
+                &[
+                    ("auto", PodsApi::Auto),
+                    ("on", PodsApi::On),
+                    ("off", PodsApi::Off),
+                ],
+            )
+            .map(|value| draft.config.intercept.agents.pods.api = value)
+        },
+        get: |config| word(&config.intercept.agents.pods.api),
         ..KEY
     },
     Key {
         path: "intercept.agents.pods.label_selector",
-        accepted: "a label selector key=value[,key=value]; in this version only the default",
-        effect: "Which pods of this node are Agents. Not in this version: pods are selected by cgroup.",
-        set: |_, raw| only(selector(raw)?.as_str(), SELECTOR, "set intercept.agents.cgroups"),
-        get: |_| SELECTOR.to_owned(),
-        ..NOT_YET
+        accepted: "a label selector key=value[,key=value]",
+        effect: "Which pods of this node are Agents.",
+        who: "platform teams whose Agent pods carry other labels",
+        set: |draft, raw| {
+            selector(raw).map(|value| draft.config.intercept.agents.pods.label_selector = value)
+        },
+        get: |config| yaml_text(&config.intercept.agents.pods.label_selector),
+        ..KEY
+    },
+    Key {
+        path: "intercept.agents.pods.node",
+        shape: Shape::Optional,
+        accepted: "a node name, or null",
+        default_words: Some("the host name"),
+        fallback: Some("DD_KUBERNETES_KUBELET_NODENAME"),
+        effect: "This node's name in Kubernetes: spec.nodeName of its pods.",
+        set: |draft, raw| optional(raw, node).map(|value| draft.config.intercept.agents.pods.node = value),
+        get: |config| {
+            let node = config.intercept.agents.pods.node.as_deref();
+            node.map_or("null".to_owned(), yaml_text)
+        },
+        ..KEY
+    },
+    Key {
+        path: "intercept.agents.pods.service_account",
+        accepted: "an absolute path of a folder with `token` and `ca.crt`",
+        effect: "With what the proxy shows itself to the API server. The worker must be able to read it; both \
+                 files are read again for each connection, so that they may rotate.",
+        who: NOBODY,
+        set: |draft, raw| path(raw).map(|value| draft.config.intercept.agents.pods.service_account = value),
+        get: |config| yaml_text(&config.intercept.agents.pods.service_account.to_string_lossy()),
+        ..KEY
     },
     Key {
         path: "intercept.ports",
@@ -227,50 +292,82 @@ pub static TABLE: &[Key] = &[
     Key {
         path: "intercept.interfaces",
         shape: Shape::List,
-        accepted: "a list of interface names or of prefixes ending in *; in this version only []",
-        effect: "Datapath `tc`: where classifiers are attached. Not in this version.",
-        set: |_, raw| only(list_text(&list(raw, interface)?).as_str(), "[]", TC),
-        get: |_| "[]".to_owned(),
-        ..NOT_YET
+        accepted: "a list of interface names or of prefixes ending in *",
+        effect: "Datapath `tc`: interfaces that get a classifier besides those of the Agent pods that were \
+                 found. Everything that comes in on them counts as an Agent's: name the host side of pods \
+                 or virtual machines, never an uplink.",
+        who: "operators of virtual machines and of pods that no other selector finds",
+        set: |draft, raw| list(raw, interface).map(|value| draft.config.intercept.interfaces = value),
+        get: |config| list_text(&config.intercept.interfaces),
+        ..KEY
     },
     Key {
         path: "intercept.classifier_priority",
-        accepted: "a number from 1 to 65535; in this version only 10",
-        effect: "Datapath `tc`: priority of the classifier among those of the network plugin. Not in this \
-                 version.",
-        set: |_, raw| only(&integer(raw, 1..=u16::MAX)?, &10, TC),
-        get: |_| "10".to_owned(),
-        ..NOT_YET
+        accepted: "a number from 1 to 65535",
+        effect: "Datapath `tc`, classic filters: priority of our classifier among those of the network \
+                 plugin; the lower runs first. Must be lower than that of a plugin whose classifier ends \
+                 the chain; `doctor` names the number. TCX has no priorities.",
+        who: CNI,
+        set: |draft, raw| {
+            integer(raw, 1..=u16::MAX).map(|value| draft.config.intercept.classifier_priority = value)
+        },
+        get: |config| config.intercept.classifier_priority.to_string(),
+        ..KEY
     },
     Key {
         path: "intercept.classifier_attach",
-        accepted: "auto, tcx, netlink; in this version only auto",
-        effect: "Datapath `tc`: how classifiers are attached. Not in this version.",
-        set: |_, raw| {
-            only(
-                choice(raw, &[("auto", "auto"), ("tcx", "tcx"), ("netlink", "netlink")])?,
-                "auto",
-                TC,
-            )
+        accepted: "auto, tcx, netlink",
+        effect: "Datapath `tc`: how classifiers are attached. `tcx` runs before every classic filter and \
+                 survives their removal (Linux 6.6). `netlink` is a classic filter on the clsact qdisc. \
+                 `auto`: tcx where the kernel has it.",
+        who: CNI,
+        set: |draft, raw| {
+            let words = [
+                ("auto", ClassifierAttach::Auto),
+                ("tcx", ClassifierAttach::Tcx),
+                ("netlink", ClassifierAttach::Netlink),
+            ];
+            choice(raw, &words).map(|value| draft.config.intercept.classifier_attach = value)
         },
-        get: |_| "auto".to_owned(),
-        ..NOT_YET
+        get: |config| word(&config.intercept.classifier_attach),
+        ..KEY
+    },
+    Key {
+        path: "intercept.classifier_same_priority",
+        accepted: "keep, prepend",
+        effect: "Datapath `tc`, classic filters: what to do when another classifier of our priority stands \
+                 before ours and ends the chain. `keep`: report it. `prepend`: add ours anew, because the \
+                 newest of a priority runs first; a bounded number of times, then report.",
+        who: CNI,
+        set: |draft, raw| {
+            choice(
+                raw,
+                &[("keep", SamePriority::Keep), ("prepend", SamePriority::Prepend)],
+            )
+            .map(|value| draft.config.intercept.classifier_same_priority = value)
+        },
+        get: |config| word(&config.intercept.classifier_same_priority),
+        ..KEY
     },
     Key {
         path: "intercept.mark.value",
-        accepted: "a number from 0x1 to 0xffffffff; in this version only 0x00d00000",
-        effect: "Datapath `tc`: the packet mark. Not in this version.",
-        set: |_, raw| only(&mark_text(integer(raw, 1..=u32::MAX)?), &mark_text(MARK), TC),
-        get: |_| mark_text(MARK),
-        ..NOT_YET
+        accepted: "a number from 0x1 to 0xffffffff",
+        effect: "Datapath `tc`: the packet mark that leads an intercepted packet to the proxy. Must lie within \
+                 the mask, and be nobody else's: kube-proxy has 0x4000 and 0x8000, Cilium 0x0f00, Calico \
+                 0xffff0000 unless told otherwise.",
+        who: CNI,
+        set: |draft, raw| integer(raw, 1..=u32::MAX).map(|value| draft.config.intercept.mark.value = value),
+        get: |config| mark_text(config.intercept.mark.value),
+        ..KEY
     },
     Key {
         path: "intercept.mark.mask",
-        accepted: "a number from 0x1 to 0xffffffff; in this version only 0x00f00000",
-        effect: "Datapath `tc`: which bits of the mark are ours. Not in this version.",
-        set: |_, raw| only(&mark_text(integer(raw, 1..=u32::MAX)?), &mark_text(MASK), TC),
-        get: |_| mark_text(MASK),
-        ..NOT_YET
+        accepted: "a number from 0x1 to 0xffffffff",
+        effect: "Datapath `tc`: which bits of the mark are ours. The others are left as they are.",
+        who: CNI,
+        set: |draft, raw| integer(raw, 1..=u32::MAX).map(|value| draft.config.intercept.mark.mask = value),
+        get: |config| mark_text(config.intercept.mark.mask),
+        ..KEY
     },
     Key {
         path: "upstream.port",
@@ -279,6 +376,23 @@ pub static TABLE: &[Key] = &[
         who: "nobody, except behind a gateway",
         set: |draft, raw| integer(raw, 1..=u16::MAX).map(|value| draft.config.upstream.port = value),
         get: |config| config.upstream.port.to_string(),
+        ..KEY
+    },
+    Key {
+        path: "upstream.network",
+        accepted: "pod, host",
+        effect: "From which network namespace an intercepted pod's connections to the intake are made. `pod`: \
+                 from its own, so that its address, network policies and security groups go on to apply. \
+                 `host`: from the host's.",
+        who: "platform teams whose pods may not reach the intake themselves",
+        set: |draft, raw| {
+            choice(
+                raw,
+                &[("pod", UpstreamNetwork::Pod), ("host", UpstreamNetwork::Host)],
+            )
+            .map(|value| draft.config.upstream.network = value)
+        },
+        get: |config| word(&config.upstream.network),
         ..KEY
     },
     Key {
@@ -489,7 +603,3 @@ pub static TABLE: &[Key] = &[
         ..KEY
     },
 ];
-
-const SELECTOR: &str = "agent.datadoghq.com/component=agent";
-const MARK: u32 = 0x00d0_0000;
-const MASK: u32 = 0x00f0_0000;

@@ -1,7 +1,7 @@
 //! A new configuration on SIGHUP, and the run-time switch of interception.
 
 use super::Master;
-use crate::config::{Config, OnFailure};
+use crate::config::{Agents, Config, Intercept};
 use crate::intercept::InterceptError;
 use crate::observe::logging;
 use crate::supervise::protocol::ToWorker;
@@ -83,11 +83,14 @@ impl Master {
 fn worker_view(config: &Config) -> Config {
     let mut view = config.clone();
     view.log.level.clear();
-    view.intercept.enabled = false;
-    view.intercept.requested = false;
-    view.intercept.agent_cgroups.clear();
-    view.intercept.cidrs.clear();
-    view.intercept.ports.clear();
-    view.intercept.on_failure = OnFailure::Closed;
+    // Of interception the worker knows what to do with TLS, and whom to ask for pods.
+    view.intercept = Intercept {
+        https: config.intercept.https,
+        agents: Agents {
+            pods: config.intercept.agents.pods.clone(),
+            ..Config::default().intercept.agents
+        },
+        ..Config::default().intercept
+    };
     view
 }
