@@ -7,10 +7,15 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use aya_log_ebpf::debug;
-use proxy_ebpf::{Address, Attempt, Counter, Original, Settings, Skip};
+use proxy_ebpf::{
+    Address, Attempt, Counter, EVENT_INTERCEPTED, EVENT_LET_GO, EVENT_REFUSED, Event, Original, Settings,
+    Skip,
+};
 
-use crate::maps::{CLIENT, HAS_SET_RETVAL, count, forget, listener_port, selected, settings, store};
+use crate::maps::{
+    CLIENT, HAS_SET_RETVAL, NAMESPACES, count, forget, listener_port, selected, settings, store,
+};
+use crate::report::report;
 use crate::sock_addr;
 
 /// The kernel goes on with the connect.
@@ -73,11 +78,6 @@ fn decide(ctx: &SockAddrContext, destination: Address, port: u16) -> Verdict {
             destination,
             port,
             cgroup: bpf_get_current_cgroup_id(),
-            netns_cookie: if settings.netns_cookie == 0 {
-                0
-            } else {
-                bpf_get_netns_cookie(ctx.as_ptr())
-            },
         }
     };
     if let Some(skip) = proxy_ebpf::skip(settings, &attempt) {
@@ -91,10 +91,19 @@ fn decide(ctx: &SockAddrContext, destination: Address, port: u16) -> Verdict {
         count(Counter::NotSelectedDestination);
         return Verdict::Pass(true);
     }
+    // The hooks are attached to a new Agent's cgroup before anybody looked where it lives: until its namespace is known,
+    // the policy holds, and no connection slips through.
+    let Some(network) = network(ctx) else {
+        return unavailable(
+            settings,
+            &attempt,
+            Counter::RefusedUnknownNetns,
+            Counter::OpenUnknownNetns,
+        );
+    };
     let socket = socket(ctx);
     if socket.is_null() {
         return unavailable(
-            ctx,
             settings,
             &attempt,
             Counter::RefusedNoStorage,
@@ -105,16 +114,14 @@ fn decide(ctx: &SockAddrContext, destination: Address, port: u16) -> Verdict {
     if unsafe { (&raw const (*socket).bound_dev_if).read_volatile() } != 0 {
         // Rewritten, it would send packets for 127.0.0.1 out of that device and hang until its time-out.
         return unavailable(
-            ctx,
             settings,
             &attempt,
             Counter::RefusedBoundDevice,
             Counter::OpenBoundDevice,
         );
     }
-    let Some(listener) = listener_port(destination.slot()) else {
+    let Some(listener) = listener_port(destination.slot(network)) else {
         return unavailable(
-            ctx,
             settings,
             &attempt,
             Counter::RefusedNoListener,
@@ -128,7 +135,6 @@ fn decide(ctx: &SockAddrContext, destination: Address, port: u16) -> Verdict {
     };
     if !store(&CLIENT, socket, &original) {
         return unavailable(
-            ctx,
             settings,
             &attempt,
             Counter::RefusedNoStorage,
@@ -139,41 +145,33 @@ fn decide(ctx: &SockAddrContext, destination: Address, port: u16) -> Verdict {
         Some(_) => Counter::InterceptedV4,
         None => Counter::InterceptedV6,
     });
-    debug!(
-        ctx,
-        "intercepted connect to [{:i}]:{} -> port {}",
-        destination.octets(),
-        port,
-        listener
-    );
+    tell(EVENT_INTERCEPTED, &attempt, listener.into());
     Verdict::Rewrite(listener)
 }
 
 /// A selected connection that we cannot take: the policy decides.
 #[inline(always)]
-fn unavailable(
-    ctx: &SockAddrContext,
-    settings: &Settings,
-    attempt: &Attempt,
-    refused: Counter,
-    open: Counter,
-) -> Verdict {
-    let octets = attempt.destination.octets();
+fn unavailable(settings: &Settings, attempt: &Attempt, refused: Counter, open: Counter) -> Verdict {
     if settings.closed() {
         count(refused);
-        debug!(
-            ctx,
-            "refused connect to [{:i}]:{}: counter {}", octets, attempt.port, refused as u32
-        );
+        tell(EVENT_REFUSED, attempt, refused as u32);
         Verdict::Refuse
     } else {
         count(open);
-        debug!(
-            ctx,
-            "let go connect to [{:i}]:{}: counter {}", octets, attempt.port, open as u32
-        );
+        tell(EVENT_LET_GO, attempt, open as u32);
         Verdict::Pass(true)
     }
+}
+
+#[inline(always)]
+fn tell(what: u32, attempt: &Attempt, detail: u32) {
+    report(Event {
+        destination: attempt.destination,
+        destination_port: attempt.port,
+        what,
+        detail,
+        ..Event::default()
+    });
 }
 
 /// The verdicts that change no address.
@@ -194,6 +192,15 @@ fn finish(ctx: &SockAddrContext, verdict: &Verdict) -> i32 {
             DENY
         }
     }
+}
+
+/// The number of the network that the connecting socket is in; `None` when we do not serve it.
+#[inline(always)]
+fn network(ctx: &SockAddrContext) -> Option<u32> {
+    // SAFETY: a plain helper call on the context (5.7).
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    // SAFETY: without preallocation an entry is freed after an RCU grace period, which no program run outlives.
+    unsafe { NAMESPACES.get(cookie) }.map(|namespace| namespace.network)
 }
 
 /// The connecting socket.

@@ -5,6 +5,19 @@
 //! IPv4-mapped form (`::ffff:a.b.c.d`) everywhere, so that one type serves both families. Ports are in host order.
 #![no_std]
 
+mod event;
+mod flow;
+mod words;
+
+pub use event::{
+    EVENT_ACCEPTED_ELSE, EVENT_INTERCEPTED, EVENT_LET_GO, EVENT_REFUSED, EVENT_TC_REFUSED, EVENT_TC_TAKEN,
+    Event,
+};
+pub use flow::{
+    Action, Facts, Flow, INTERFACE_NO_IPV6, INTERFACE_OWN_QDISC, Interface, Namespace, OwnFlow, Packet,
+    Transport, classify,
+};
+
 /// How many destination ports can be taken.
 pub const MAX_PORTS: usize = 16;
 /// How many cgroups of proxies are remembered: the running one and those of instances it replaced.
@@ -15,15 +28,31 @@ pub const MAX_PREFIXES: u32 = 8192;
 /// 65,536 simultaneous handshakes fit; the largest listen backlog we ask for is 4096.
 pub const MAX_HANDOVER: u32 = 65_536;
 
-/// Slot of the IPv4 listener in the listener map.
-pub const SLOT_V4: u32 = 0;
-/// Slot of the IPv6 listener in the listener map.
-pub const SLOT_V6: u32 = 1;
-/// Slots of the listener map.
-pub const SLOTS: u32 = 2;
+/// Networks that are served at a time: network namespaces, or what lies behind an interface. 0 is the host's own.
+pub const MAX_NETWORKS: u32 = 1024;
+/// Slots of the listener map: two for each network.
+pub const SLOTS: u32 = 2 * MAX_NETWORKS;
+/// Entries of the map of flows that the classifier took; an idle connection beyond them is found by its socket.
+pub const MAX_FLOWS: u32 = 65_536;
+/// Entries of the map of our own upstream connections that are being opened.
+pub const MAX_OWN_FLOWS: u32 = 16_384;
+
+/// The slot of a network's listener in the listener map.
+#[inline(always)]
+pub const fn slot(network: u32, is_v4: bool) -> u32 {
+    2 * network + if is_v4 { 0 } else { 1 }
+}
 
 /// IPPROTO_TCP. An MPTCP socket shows it too: the hook runs for its first subflow.
 pub const IPPROTO_TCP: u32 = 6;
+
+/// IPPROTO_UDP
+pub const IPPROTO_UDP: u32 = 17;
+
+/// 0.0.0.2, in network order: where user space "connects" to ask for a namespace's cookie. No host has that address.
+pub const PROBE_V4: u32 = 0x0000_0002_u32.to_be();
+/// The port of that question (discard).
+pub const PROBE_PORT: u16 = 9;
 
 /// Third word of an IPv4-mapped address, in network order.
 const MAPPED: u32 = 0x0000_ffff_u32.to_be();
@@ -87,10 +116,10 @@ impl Address {
         }
     }
 
-    /// The listener map's slot that serves this destination's family.
+    /// The listener map's slot that serves this destination's family in a network.
     #[inline(always)]
-    pub const fn slot(&self) -> u32 {
-        if self.v4().is_some() { SLOT_V4 } else { SLOT_V6 }
+    pub const fn slot(&self, network: u32) -> u32 {
+        slot(network, self.v4().is_some())
     }
 
     /// The sixteen bytes of the address.
@@ -113,8 +142,6 @@ impl Address {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// `SO_NETNS_COOKIE` of the listeners' network namespace; 0 when the kernel has none (before 5.14): no check.
-    pub netns_cookie: u64,
     /// Cgroup ids of proxies, newest first; 0 is an empty place. Cgroup ids are never used twice.
     pub own_cgroups: [u64; MAX_OWN_CGROUPS],
     /// Selected destination ports; only the first `port_count` count.
@@ -123,6 +150,10 @@ pub struct Settings {
     pub port_count: u32,
     /// `FLAG_*`.
     pub flags: u32,
+    /// Datapath `tc`: what the bits of `mark_mask` become on a packet that is taken.
+    pub mark_value: u32,
+    /// Datapath `tc`: the bits of a packet's mark that are ours.
+    pub mark_mask: u32,
 }
 
 /// [`Settings::flags`]: connections are taken.
@@ -133,11 +164,12 @@ pub const FLAG_CLOSED: u32 = 2;
 impl Settings {
     /// Nothing is taken.
     pub const OFF: Self = Self {
-        netns_cookie: 0,
         own_cgroups: [0; MAX_OWN_CGROUPS],
         ports: [0; MAX_PORTS],
         port_count: 0,
         flags: FLAG_CLOSED,
+        mark_value: 0,
+        mark_mask: 0,
     };
 
     /// Connections are taken.
@@ -202,8 +234,6 @@ pub struct Attempt {
     pub port: u16,
     /// `bpf_get_current_cgroup_id()`.
     pub cgroup: u64,
-    /// `bpf_get_netns_cookie()`; 0 when not asked for.
-    pub netns_cookie: u64,
 }
 
 /// Why a connection is left alone; everything but the destination prefixes.
@@ -215,8 +245,6 @@ pub enum Skip {
     Disabled,
     /// The proxy's own connection.
     Own,
-    /// Another network namespace than the listener's: its loopback is not ours.
-    OtherNetns,
     /// A loopback or unspecified destination. Also what a second copy of the program sees, during an upgrade, of a
     /// connection that the first copy rewrote.
     Local,
@@ -230,14 +258,13 @@ impl Skip {
     pub const fn counter(self) -> Option<Counter> {
         match self {
             Self::Own => Some(Counter::Own),
-            Self::OtherNetns => Some(Counter::OtherNetns),
             Self::Port => Some(Counter::NotSelectedPort),
             Self::NotTcp | Self::Disabled | Self::Local => None,
         }
     }
 }
 
-/// The match function, all but the prefix lookup: `None` when the connection is a candidate.
+/// The match function, all but the look-ups of prefix and namespace: `None` when the connection is a candidate.
 ///
 /// The order matters: our own connections are recognised before anything about the destination is asked, and a
 /// loopback destination before the port, so that the rewritten address of a first copy is never counted or undone.
@@ -251,9 +278,6 @@ pub fn skip(settings: &Settings, attempt: &Attempt) -> Option<Skip> {
     }
     if settings.is_own(attempt.cgroup) {
         return Some(Skip::Own);
-    }
-    if settings.netns_cookie != 0 && settings.netns_cookie != attempt.netns_cookie {
-        return Some(Skip::OtherNetns);
     }
     if attempt.destination.is_local() {
         return Some(Skip::Local);
@@ -353,16 +377,18 @@ counters! {
     NotSelectedPort = "not_selected_port",
     /// TCP connections of an Agent to a selected port of a destination that is not selected.
     NotSelectedDestination = "not_selected_destination",
-    /// Connections from another network namespace than the listener's.
-    OtherNetns = "other_netns",
     /// Connections of a proxy that a selector covered.
     Own = "own",
+    /// Refused because we do not serve the network namespace (yet) and the policy is `closed`.
+    RefusedUnknownNetns = "refused_unknown_netns",
     /// Refused because nobody listens here and the policy is `closed`.
     RefusedNoListener = "refused_no_listener",
     /// Refused because the socket is bound to a device and the policy is `closed`.
     RefusedBoundDevice = "refused_bound_device",
     /// Refused because the socket's storage could not be written (out of memory) and the policy is `closed`.
     RefusedNoStorage = "refused_no_storage",
+    /// Let go because we do not serve the network namespace (yet) and the policy is `open`.
+    OpenUnknownNetns = "open_unknown_netns",
     /// Let go because nobody listens here and the policy is `open`.
     OpenNoListener = "open_no_listener",
     /// Let go because the socket is bound to a device and the policy is `open`.
@@ -382,11 +408,29 @@ counters! {
     OriginalDstAnswered = "original_dst_answered",
     /// `getpeername()` calls answered with the original destination.
     PeerAnswered = "peer_answered",
+    /// IPv4 connections that the classifier took: opening segments, a retransmitted one counts again.
+    TcTakenV4 = "tc_taken_v4",
+    /// IPv6 connections that the classifier took, counted in the same way.
+    TcTakenV6 = "tc_taken_v6",
+    /// Taken segments for which our listener was picked: the opening one, and the one that ends the handshake when it
+    /// finds no socket.
+    TcPicked = "tc_picked",
+    /// The proxy's own connections that the classifier met and left alone.
+    TcOwn = "tc_own",
+    /// Opening segments that were dropped because nobody listens and the policy is `closed`.
+    TcRefusedNoListener = "tc_refused_no_listener",
+    /// Opening segments that were let go because nobody listens and the policy is `open`.
+    TcOpenNoListener = "tc_open_no_listener",
+    /// Opening segments that were dropped because the kernel had no memory to remember the flow and the policy is
+    /// `closed`.
+    TcRefusedNoMemory = "tc_refused_no_memory",
+    /// Opening segments that were let go because the kernel had no memory to remember the flow and the policy is `open`.
+    TcOpenNoMemory = "tc_open_no_memory",
 }
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Address, HandoverKey, Original, Settings};
+    use super::{Address, Event, Flow, HandoverKey, Interface, Namespace, Original, OwnFlow, Settings};
 
     // SAFETY: `repr(C)`, made of integers only, and without padding (the layout tests prove it), so that every bit
     // pattern is a value. Needed to hand the types to aya's maps.
@@ -397,6 +441,16 @@ mod user {
     unsafe impl aya::Pod for Original {}
     // SAFETY: as above.
     unsafe impl aya::Pod for HandoverKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Namespace {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Interface {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Flow {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for OwnFlow {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Event {}
 }
 
 #[cfg(test)]

@@ -3,15 +3,23 @@
 //! An Agent's connection meets them in this order: [`connect`] rewrites its destination and remembers the original,
 //! [`sockops`] publishes it when the SYN leaves and hands it to the accepted socket, [`getsockopt`] tells it to the
 //! worker; [`getpeername`] keeps the Agent's view of its peer.
+//!
+//! Where that is not possible, its packets meet [`classifier`] on the host's side of a pod's interface, which marks those
+//! of new intake connections, so that a route leads them to us; there [`sk_lookup`] picks the listener.
 #![no_std]
 #![no_main]
 
+mod classifier;
 mod connect;
 mod getpeername;
 mod getsockopt;
 mod maps;
+mod probe;
+mod report;
+mod sk_lookup;
 mod sock_addr;
 mod sockops;
+mod stack;
 
 /// Licence of the object: some helpers are for GPL-compatible programs only.
 #[unsafe(link_section = "license")]

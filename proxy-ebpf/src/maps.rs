@@ -8,9 +8,14 @@ use aya_ebpf::{
     btf_maps::SkStorage,
     helpers::generated::{bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::{btf_map, map},
-    maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap, lpm_trie::Key},
+    maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap},
 };
-use proxy_ebpf::{Address, Counter, HandoverKey, MAX_HANDOVER, MAX_PREFIXES, Original, SLOTS, Settings};
+use proxy_ebpf::{
+    Address, Counter, Flow, HandoverKey, Interface, MAX_FLOWS, MAX_HANDOVER, MAX_NETWORKS, MAX_OWN_FLOWS,
+    MAX_PREFIXES, Namespace, Original, OwnFlow, SLOTS, Settings,
+};
+
+use crate::stack;
 
 /// 1 where `bpf_set_retval` exists for connect hooks (5.18): a refusal is ECONNREFUSED, not EPERM. Frozen at load, so
 /// that the verifier of an older kernel never sees the call.
@@ -45,6 +50,21 @@ pub static ACCEPTED: SkStorage<Original> = SkStorage::new();
 /// From the client's SYN to the accepted socket.
 #[map]
 pub static HANDOVER: LruHashMap<HandoverKey, Original> = LruHashMap::with_max_entries(MAX_HANDOVER, 0);
+/// The network namespaces that we serve, by cookie.
+#[map]
+pub static NAMESPACES: HashMap<u64, Namespace> = HashMap::with_max_entries(MAX_NETWORKS, BPF_F_NO_PREALLOC);
+/// The interfaces whose packets are classified, by index.
+#[map]
+pub static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(MAX_NETWORKS, BPF_F_NO_PREALLOC);
+/// Flows that the classifier took, with their network.
+#[map]
+pub static FLOWS: LruHashMap<Flow, u32> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
+/// Our own upstream connections, from their SYN until they are established or closed.
+#[map]
+pub static OWN_FLOWS: LruHashMap<OwnFlow, u32> = LruHashMap::with_max_entries(MAX_OWN_FLOWS, 0);
+/// Answers of the cookie probe: from a socket's cookie to its namespace's. Not pinned.
+#[map]
+pub static PROBED: HashMap<u64, u64> = HashMap::with_max_entries(16, BPF_F_NO_PREALLOC);
 /// [`Counter`].
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
@@ -52,7 +72,17 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::A
 /// Adds one.
 #[inline(always)]
 pub fn count(counter: Counter) {
-    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+    let mut space = stack::space();
+    let index = stack::number(&mut space, counter as u32);
+    // SAFETY: the helper takes the map and a pointer to a live key. aya's own look-up copies the key, as half of a word.
+    let value = unsafe {
+        bpf_map_lookup_elem(
+            (&raw const COUNTERS).cast_mut().cast(),
+            ptr::from_ref(index).cast(),
+        )
+    }
+    .cast::<u64>();
+    if !value.is_null() {
         // SAFETY: a per-CPU slot, and programs of one CPU do not interrupt each other between load and store in a way
         // that matters for a statistic. There is no safe way to write through a map pointer.
         unsafe { *value += 1 };
@@ -63,25 +93,40 @@ pub fn count(counter: Counter) {
 #[inline(always)]
 pub fn settings() -> Option<&'static Settings> {
     // SAFETY: the entry is freed after an RCU grace period, which no program run outlives.
-    unsafe { SETTINGS.get(0) }
+    unsafe { SETTINGS.get(stack::number(&mut stack::space(), 0)) }
 }
 
 /// True when the destination is one of the selected prefixes.
 #[inline(always)]
 pub fn selected(destination: &Address) -> bool {
     match destination.v4() {
-        Some(word) => PREFIX4.get(Key::new(32, word)).is_some(),
-        None => PREFIX6.get(Key::new(128, destination.words)).is_some(),
+        Some(word) => PREFIX4.get(stack::prefix4(&mut stack::space(), word)).is_some(),
+        None => PREFIX6
+            .get(stack::prefix6(&mut stack::space(), destination))
+            .is_some(),
     }
+}
+
+/// The network of a flow that the classifier took.
+#[inline(always)]
+pub fn taken(flow: &Flow) -> Option<u32> {
+    // SAFETY: an LRU entry may be reused while it is read, when the map is full: the copy is taken at once.
+    unsafe { FLOWS.get(stack::flow(&mut stack::space(), flow)) }.copied()
 }
 
 /// The port of our listener in a slot; `None` when nobody listens.
 #[inline(always)]
 pub fn listener_port(slot: u32) -> Option<u16> {
+    let mut space = stack::space();
+    let slot = stack::number(&mut space, slot);
     // SAFETY: the helper takes the map and a pointer to a live key. A SockMap lookup returns a referenced socket or
     // null, and the reference is given back on every path. aya has no plain lookup on a SockMap.
-    let socket =
-        unsafe { bpf_map_lookup_elem((&raw const LISTENERS).cast_mut().cast(), (&raw const slot).cast()) };
+    let socket = unsafe {
+        bpf_map_lookup_elem(
+            (&raw const LISTENERS).cast_mut().cast(),
+            ptr::from_ref(slot).cast(),
+        )
+    };
     if socket.is_null() {
         return None;
     }
@@ -121,12 +166,14 @@ pub fn store(storage: &'static SkStorage<Original>, socket: *mut bpf_sock, origi
     if socket.is_null() {
         return false;
     }
+    let mut space = stack::space();
+    let initial = stack::original(&mut space, original);
     // SAFETY: as in `load`; the initial value is live for the call.
     let value = unsafe {
         bpf_sk_storage_get(
             ptr::from_ref(storage).cast_mut().cast(),
             socket.cast(),
-            ptr::from_ref(original).cast_mut().cast(),
+            ptr::from_ref(initial).cast_mut().cast(),
             BPF_SK_STORAGE_GET_F_CREATE.into(),
         )
     }

@@ -3,31 +3,85 @@
 //! In an Agent's cgroup it publishes the tuple when the SYN leaves; in the proxy's cgroup it finds it when the accepted
 //! socket becomes ESTABLISHED, before `accept()` can return. The entry lives for that moment only: ports are recycled,
 //! and a stale entry would be somebody else's destination.
+//!
+//! In the proxy's cgroup it also tells the classifier which connections are our own, when they are made inside a pod.
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock},
+    bindings::{
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
+    },
     helpers::generated::bpf_get_netns_cookie,
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use aya_log_ebpf::debug;
-use proxy_ebpf::{Address, Counter, HandoverKey};
+use proxy_ebpf::{Address, Counter, EVENT_ACCEPTED_ELSE, Event, Flow, HandoverKey, OwnFlow};
 
-use crate::maps::{ACCEPTED, CLIENT, HANDOVER, HAS_SOCKOPS_NETNS_COOKIE, count, load, store};
+use crate::maps::{
+    ACCEPTED, CLIENT, HANDOVER, HAS_SOCKOPS_NETNS_COOKIE, OWN_FLOWS, count, load, settings, store,
+};
+use crate::report::report;
+use crate::stack;
 
 const AF_INET: u32 = 2;
 
 // Not named `sockops`: a function named like its ELF section does not link.
-/// Both ends of the handover.
+/// An Agent's end of the handover.
 #[sock_ops]
 pub fn handover(ctx: SockOpsContext) -> u32 {
+    if ctx.op() == BPF_SOCK_OPS_TCP_CONNECT_CB {
+        publish(&ctx);
+    }
+    0
+}
+
+/// The proxy's end, and its own connections.
+#[sock_ops]
+pub fn own_handover(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => publish(&ctx),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => receive(&ctx),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => publish_own(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => forget_own(&ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => forget_own(&ctx),
         _ => {}
     }
     0
+}
+
+/// Our own connection is about to send its SYN: the classifier, should it meet that, leaves it alone.
+#[inline(always)]
+fn publish_own(ctx: &SockOpsContext) {
+    let key = own_flow(ctx);
+    if key.flow.destination.is_local()
+        || !settings().is_some_and(|s| s.selects_port(key.flow.destination_port))
+    {
+        return;
+    }
+    // Without the call on a change of state the entry of a failed connect would stay, and an Agent's later connection
+    // with the same ends would escape: then better none, and our own connection is refused.
+    let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
+    if ctx.set_cb_flags(flags as i32).is_ok() {
+        // When the kernel has no memory for it, our connection is taken for an Agent's, which the relay refuses.
+        let _ = OWN_FLOWS.insert(stack::own_flow(&mut stack::space(), &key), 1, 0);
+    }
+}
+
+/// The classifier asks at the SYN only, so that the entry is not needed for longer than the handshake. That also bounds
+/// what a killed proxy leaves: nobody would remove its entries later.
+#[inline(always)]
+fn forget_own(ctx: &SockOpsContext) {
+    // That there was none is no error.
+    let _ = OWN_FLOWS.remove(stack::own_flow(&mut stack::space(), &own_flow(ctx)));
+}
+
+#[inline(always)]
+fn own_flow(ctx: &SockOpsContext) -> OwnFlow {
+    let (local, remote) = addresses(ctx);
+    OwnFlow {
+        netns_cookie: netns_cookie(ctx),
+        flow: Flow::new(local, local_port(ctx), remote, remote_port(ctx)),
+    }
 }
 
 /// The client's side.
@@ -42,7 +96,10 @@ fn publish(ctx: &SockOpsContext) {
         return;
     }
     let key = HandoverKey::new(netns_cookie(ctx), client, local_port(ctx), original.listener_port);
-    if HANDOVER.insert(key, original, 0).is_ok() {
+    let (mut key_space, mut space) = (stack::space(), stack::space());
+    let key = stack::handover(&mut key_space, &key);
+    let value = stack::original(&mut space, &original);
+    if HANDOVER.insert(key, value, 0).is_ok() {
         count(Counter::Published);
     }
 }
@@ -54,17 +111,18 @@ fn receive(ctx: &SockOpsContext) {
     let key = HandoverKey::new(netns_cookie(ctx), client, remote_port(ctx), local_port(ctx));
     // SAFETY: an LRU entry may be reused while it is read, when the map is full: the copy is taken at once, and the map
     // is far larger than the number of handshakes in flight.
-    let Some(original) = (unsafe { HANDOVER.get(key) }).copied() else {
+    let Some(original) = (unsafe { HANDOVER.get(stack::handover(&mut stack::space(), &key)) }).copied()
+    else {
         // Another copy of this program, during an upgrade, may have been here before.
         if load(&ACCEPTED, socket(ctx)).is_none() {
             count(Counter::AcceptedElse);
-            debug!(
-                ctx,
-                "accepted [{:i}]:{} on port {} without an original destination",
-                client.octets(),
-                key.client_port,
-                key.listener_port
-            );
+            report(Event {
+                source: client,
+                source_port: key.client_port,
+                destination_port: key.listener_port,
+                what: EVENT_ACCEPTED_ELSE,
+                ..Event::default()
+            });
         }
         return;
     };
@@ -74,7 +132,7 @@ fn receive(ctx: &SockOpsContext) {
         count(Counter::HandoverFailed);
     }
     // That another copy removed it first is no error.
-    let _ = HANDOVER.remove(key);
+    let _ = HANDOVER.remove(stack::handover(&mut stack::space(), &key));
 }
 
 /// Local and remote address. An IPv4-mapped client and the IPv4 socket that accepts it give the same result.

@@ -1,0 +1,257 @@
+//! What the packet side (datapath `tc`) shares with user space: flows, interfaces, namespaces, and the classifier's
+//! decisions, from the words of a packet's headers to what is done with it.
+
+use crate::{Address, Counter, IPPROTO_TCP, Settings};
+
+/// A network namespace whose Agents are served: the value of `NAMESPACES`, whose key is the namespace's cookie
+/// (`SO_NETNS_COOKIE`, Linux 5.14; `bpf_get_netns_cookie`, Linux 5.7).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its number, below [`crate::MAX_NETWORKS`].
+    pub network: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+/// An interface whose packets are classified: the value of `INTERFACES`, whose key is the interface's index.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Cookie of the network namespace behind it; 0 when unknown.
+    pub netns_cookie: u64,
+    /// Packets that our classifier saw there. A statistic: a packet of another CPU may be missed.
+    pub seen: u64,
+    /// Number of the network behind it, below [`crate::MAX_NETWORKS`].
+    pub network: u32,
+    /// `INTERFACE_*`.
+    pub flags: u32,
+}
+
+/// [`Interface::flags`]: the clsact qdisc of the interface was made by us. For user space: the programs do not read it.
+pub const INTERFACE_OWN_QDISC: u32 = 1;
+/// [`Interface::flags`]: this host has no route of ours for marked IPv6 packets, because IPv6 is off on it. Where nobody
+/// can be reached nobody listens, so that `intercept.on_failure` decides.
+pub const INTERFACE_NO_IPV6: u32 = 2;
+
+impl Interface {
+    /// True when a marked packet to this address would not get to our listeners.
+    #[inline(always)]
+    pub const fn astray(&self, destination: &Address) -> bool {
+        self.flags & INTERFACE_NO_IPV6 != 0 && destination.v4().is_none()
+    }
+}
+
+/// A TCP connection as its packets name it, in the direction of its first one. Keys are compared as bytes, so that
+/// there is no padding.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Flow {
+    /// Who connects.
+    pub source: Address,
+    /// Whereto.
+    pub destination: Address,
+    /// Source port, in host order.
+    pub source_port: u16,
+    /// Destination port, in host order.
+    pub destination_port: u16,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+impl Flow {
+    /// The flow of these ends.
+    #[inline(always)]
+    pub const fn new(source: Address, source_port: u16, destination: Address, destination_port: u16) -> Self {
+        Self {
+            source,
+            destination,
+            source_port,
+            destination_port,
+            reserved: 0,
+        }
+    }
+}
+
+/// One of our own upstream connections, while it is opened.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct OwnFlow {
+    /// Cookie of the network namespace it is made in; 0 where sockops programs cannot ask for it (before 5.15).
+    pub netns_cookie: u64,
+    /// Our socket's end first.
+    pub flow: Flow,
+}
+
+/// A TCP segment of an interface that is classified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Its addresses and ports.
+    pub flow: Flow,
+    /// SYN without ACK: it opens a connection.
+    pub opening: bool,
+}
+
+/// Where a packet's TCP header is, and the addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transport {
+    /// Bytes from the start of the IP header to the TCP header.
+    pub offset: u32,
+    /// Who sent it.
+    pub source: Address,
+    /// Whereto.
+    pub destination: Address,
+}
+
+impl Transport {
+    /// Reads the first 20 bytes of an IPv4 header (RFC 791), as words in network order. `None` for anything but TCP, and
+    /// for a fragment that is not the first: it has no ports.
+    #[inline(always)]
+    pub const fn of_v4(words: &[u32; 5]) -> Option<Self> {
+        let first = u32::from_be(words[0]);
+        let header = (first >> 24 & 0xf) * 4;
+        let fragment_offset = u32::from_be(words[1]) & 0x1fff;
+        let protocol = u32::from_be(words[2]) >> 16 & 0xff;
+        if first >> 28 != 4 || header < 20 || fragment_offset != 0 || protocol != IPPROTO_TCP {
+            return None;
+        }
+        Some(Self {
+            offset: header,
+            source: Address::from_v4(words[3]),
+            destination: Address::from_v4(words[4]),
+        })
+    }
+
+    /// Reads an IPv6 header (RFC 8200), as words in network order. `None` for anything but TCP right behind it: no
+    /// Agent's kernel puts extension headers into a TCP connection.
+    #[inline(always)]
+    pub const fn of_v6(words: &[u32; 10]) -> Option<Self> {
+        let next = u32::from_be(words[1]) >> 8 & 0xff;
+        if u32::from_be(words[0]) >> 28 != 6 || next != IPPROTO_TCP {
+            return None;
+        }
+        Some(Self {
+            offset: 40,
+            source: Address {
+                words: [words[2], words[3], words[4], words[5]],
+            },
+            destination: Address {
+                words: [words[6], words[7], words[8], words[9]],
+            },
+        })
+    }
+
+    /// Reads the first 16 bytes of the TCP header (RFC 9293), as words in network order.
+    #[inline(always)]
+    pub const fn segment(&self, words: &[u32; 4]) -> Packet {
+        let [a, b, c, d] = words[0].to_ne_bytes();
+        let flags = u32::from_be(words[3]) >> 16;
+        Packet {
+            flow: Flow::new(
+                self.source,
+                u16::from_be_bytes([a, b]),
+                self.destination,
+                u16::from_be_bytes([c, d]),
+            ),
+            opening: flags & (TCP_SYN | TCP_ACK) == TCP_SYN,
+        }
+    }
+}
+
+const TCP_SYN: u32 = 0x02;
+const TCP_ACK: u32 = 0x10;
+
+/// What the classifier asks the maps, in the order of cost; a question is asked only when its answer matters.
+pub trait Facts {
+    /// The address is one of the selected prefixes.
+    fn selected(&self, destination: &Address) -> bool;
+    /// The classifier took this flow.
+    fn taken(&self, flow: &Flow) -> bool;
+    /// It is one of our own upstream connections, made in the pod's namespace.
+    fn own(&self, flow: &Flow) -> bool;
+    /// Marked packets of this family do not get to our listeners.
+    fn astray(&self, destination: &Address) -> bool;
+    /// Somebody of us listens for this family of the interface's network.
+    fn listener(&self, destination: &Address) -> bool;
+}
+
+/// What is done with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Not ours: whoever comes next decides.
+    Pass,
+    /// A new connection that is not ours: it goes on, and an earlier one with the same ends is forgotten.
+    Forget,
+    /// As [`Action::Forget`]: the proxy's own connection.
+    Own,
+    /// As [`Action::Forget`]: nobody listens, and the policy is `open`.
+    Open,
+    /// Dropped: nobody listens, and the policy is `closed`.
+    Refuse,
+    /// A new connection that goes to our listener from now on.
+    Take,
+    /// A packet of a connection that was taken.
+    Follow,
+    /// A packet of a connection that was taken, which a mark would not lead to our listener any more: dropped.
+    Lost,
+}
+
+impl Action {
+    /// The counter of this action.
+    #[inline(always)]
+    pub const fn counter(self, destination: &Address) -> Option<Counter> {
+        match self {
+            Self::Pass | Self::Forget | Self::Follow | Self::Lost => None,
+            Self::Own => Some(Counter::TcOwn),
+            Self::Open => Some(Counter::TcOpenNoListener),
+            Self::Refuse => Some(Counter::TcRefusedNoListener),
+            Self::Take => Some(match destination.v4() {
+                Some(_) => Counter::TcTakenV4,
+                None => Counter::TcTakenV6,
+            }),
+        }
+    }
+}
+
+/// The classifier's decision.
+///
+/// Packets of a taken flow follow it whatever addresses are selected by now, and also while interception is off: a
+/// connection in flight ends as it began, and when its socket is gone the packet dies here and never leaves in the clear.
+/// Only the selected ports are asked for, so that the other traffic of a pod costs no look-up. So a port that a reload
+/// takes out of `intercept.ports` is the exception: its connections in flight break, for their packets leave unmarked.
+#[inline(always)]
+pub fn classify(settings: &Settings, packet: &Packet, facts: &impl Facts) -> Action {
+    let flow = &packet.flow;
+    let port = settings.selects_port(flow.destination_port);
+    if !packet.opening {
+        return if !(port && facts.taken(flow)) {
+            Action::Pass
+        } else if facts.astray(&flow.destination) {
+            Action::Lost
+        } else {
+            Action::Follow
+        };
+    }
+    if !settings.enabled() || !port || !facts.selected(&flow.destination) {
+        return Action::Forget;
+    }
+    if facts.own(flow) {
+        return Action::Own;
+    }
+    if !facts.astray(&flow.destination) && facts.listener(&flow.destination) {
+        return Action::Take;
+    }
+    if settings.closed() {
+        Action::Refuse
+    } else {
+        Action::Open
+    }
+}
+
+impl Settings {
+    /// The mark of a packet that is taken: only the bits of the mask change, the others belong to somebody else.
+    #[inline(always)]
+    pub const fn marked(&self, mark: u32) -> u32 {
+        mark & !self.mark_mask | self.mark_value & self.mark_mask
+    }
+}
