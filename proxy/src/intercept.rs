@@ -1,51 +1,79 @@
-//! The kernel side: brings Agents' connections to our listeners. Only this module talks to the kernel's bpf interface.
+//! The kernel side: brings Agents' connections to our listeners. Only this module talks to the kernel's bpf and netlink
+//! interfaces.
 //!
-//! [`Interceptor`] is the whole of it for the master: enter our own cgroup, load, set the listeners, attach, learn
-//! destinations, follow Agents as they come and go. The state that matters lives in the kernel, pinned below bpffs: a
-//! killed master leaves the policy in force, the next one takes it over without a gap.
+//! [`Interceptor`] is the whole of it for the master: enter our own cgroup, load, set the host's listeners, switch on and
+//! off, learn destinations, follow Agents as they come and go (`follow`). The state that matters lives in the kernel,
+//! pinned below bpffs: a killed master leaves the policy in force, the next one takes it over without a gap.
 
 mod agents;
 mod attach;
+mod choose;
 mod error;
+mod exclusive;
+mod firewall;
+mod follow;
+mod forecast;
 mod host;
+mod host_checks;
 mod kernel_log;
 mod load;
+mod memlock;
+mod netns;
+mod networks;
 mod own;
+mod plan;
 pub mod policy;
+mod prefixes;
 pub mod preflight;
+mod status;
 mod sys;
+mod tables;
+pub mod tc;
 mod uninstall;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use aya::maps::lpm_trie::Key;
-use aya::maps::{LpmTrie, MapData, MapError};
+use aya::maps::MapError;
 use ipnet::IpNet;
-use proxy_ebpf::{Counter, FLAG_CLOSED, FLAG_ENABLED, MAX_PORTS, SLOT_V4, SLOT_V6, Settings};
-use serde::{Deserialize, Serialize};
+use proxy_ebpf::{FLAG_CLOSED, FLAG_ENABLED, MAX_PORTS, Settings};
 
-pub use agents::{AgentWatcher, CgroupGlob};
+pub use agents::{Agent, AgentWatcher, CgroupGlob, Discovery, PodRef, Selector};
+pub use choose::{Choice, Facts, Taken, choose};
 pub use error::{ErrorKind, InterceptError};
+pub use follow::Changes;
+pub use forecast::{Forecast, forecast};
 pub use host::{Cgroup2, OWN_BPFFS, PinDirectory};
 pub use kernel_log::KernelLog;
 pub use load::Features;
+// The kernel side by itself, without the policy of `Interceptor`: for the suite that tests the programs.
+#[doc(hidden)]
+pub use load::Loaded;
+pub use netns::{Namespace, NamespaceId, NamespaceThread};
+pub use networks::NetworkListeners;
 pub use own::OwnCgroup;
+pub use status::{AgentStatus, InterceptStatus, Resources};
 pub use uninstall::{UninstallReport, uninstall};
 
-use crate::config;
+use crate::config::{self, PodsApi};
 use attach::OwnLinks;
-use load::Loaded;
+use networks::{Key, Networks};
+use plan::Obstacle;
 use policy::Destinations;
+use tc::{Surplus, Tc, Wanted};
+
+/// The slot of the namespace that this process is in.
+const HOST_NETWORK: u32 = 0;
 
 /// Between the moment when no connection is rewritten any more and the removal of the accepting side's programs: time
 /// for connections in flight to be accepted and asked for their origin.
 const HANDOVER_GRACE: Duration = Duration::from_millis(200);
 
-/// The listeners that intercepted connections go to, one per family, bound to loopback, with their ports.
+/// The host's own listeners that intercepted connections go to, one per family, bound to loopback, with their ports.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Listeners<'a> {
     /// On 127.0.0.1; serves IPv4 and IPv4-mapped destinations.
@@ -54,58 +82,37 @@ pub struct Listeners<'a> {
     pub v6: Option<(BorrowedFd<'a>, u16)>,
 }
 
-/// What a scan for Agents changed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AgentChanges {
-    /// Cgroups whose connections are taken from now on.
-    pub attached: Vec<PathBuf>,
-    /// Cgroups that are gone or no longer selected.
-    pub detached: Vec<PathBuf>,
-}
+/// Sockets of Agents' networks, for a master that has left the kernel alone and waits for its worker's last requests.
+pub struct UpstreamSockets(Networks);
 
-/// The state of interception, for `status` and metrics.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct InterceptStatus {
-    /// `cgroup`: rewritten at `connect()`.
-    pub datapath: String,
-    /// False while switched off. Told once, by whoever shows this (`supervise::protocol::InterceptionStatus`).
-    #[serde(skip)]
-    pub attached: bool,
-    /// Agents whose connections are taken.
-    pub agents: Vec<AgentStatus>,
-    /// Entries of the prefix maps.
-    pub destinations: usize,
-    /// The programs' counters since their maps were made, by name.
-    pub counters: BTreeMap<String, u64>,
-    /// Optional kernel features in use.
-    pub features: Features,
-    /// `uname -r`
-    pub kernel: String,
-    /// Our own cgroup.
-    pub own_cgroup: PathBuf,
-    /// Where maps and links are pinned.
-    pub pins: PathBuf,
-}
-
-/// An Agent's cgroup.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AgentStatus {
-    /// Its path below the cgroup2 root.
-    pub path: PathBuf,
-    /// The kernel's id.
-    pub id: u64,
-    /// When this process attached to it.
-    pub since: SystemTime,
+impl UpstreamSockets {
+    /// As [`Interceptor::upstream_socket`].
+    ///
+    /// # Errors
+    /// See there.
+    pub fn socket(&self, network: u32, ipv6: bool) -> io::Result<OwnedFd> {
+        self.0.socket(network, ipv6)
+    }
 }
 
 /// The loaded programs and what they were told. All calls are short system calls; one thread owns it.
 pub struct Interceptor {
+    config: config::Intercept,
     loaded: Loaded,
     pins: PinDirectory,
     cgroups: Cgroup2,
     own_id: u64,
     own_path: PathBuf,
-    globs: Vec<CgroupGlob>,
+    /// The namespace that we live in ourselves.
+    home: NamespaceId,
+    discovery: Discovery,
+    networks: Networks,
+    /// Made when the first classifier is wanted.
+    tc: Option<Tc>,
+    /// What was planned for it last, by interface index.
+    spots: BTreeMap<u32, Wanted>,
+    /// Switched off, the datapath `tc` carries connections in flight until then.
+    draining: Option<Instant>,
     settings: Settings,
     destinations: Destinations,
     /// What the prefix maps hold.
@@ -113,7 +120,27 @@ pub struct Interceptor {
     /// The accepting side. In place before a listener is, so that no connection is accepted without its origin.
     own_links: Option<OwnLinks>,
     attached: bool,
-    agents: BTreeMap<u64, AgentStatus>,
+    /// Cgroups with hooks.
+    hooked: BTreeMap<u64, PathBuf>,
+    /// Cgroups that refused our hooks, and why.
+    refused: BTreeMap<u64, Obstacle>,
+    /// Namespaces that cannot be served from inside, and why.
+    closed: BTreeMap<NamespaceId, Obstacle>,
+    /// Networks that could not be opened, and why: what is led there follows `intercept.on_failure`.
+    unserved: BTreeMap<Key, String>,
+    /// Cgroups and namespaces of Agents that are not taken.
+    untaken: (BTreeSet<u64>, BTreeSet<NamespaceId>),
+    /// Slots of closed networks whose flows the kernel still has.
+    flowless: BTreeSet<u32>,
+    /// Kubernetes has said which pods there are, or is not asked.
+    pods_known: bool,
+    /// What failed at the last look.
+    trouble: Vec<String>,
+    /// What [`Interceptor::met_unknown_namespace`] counted last.
+    unknown_seen: u64,
+    /// What [`Interceptor::count_flows`] counted last.
+    flows: usize,
+    agents: BTreeMap<Selector, AgentStatus>,
 }
 
 impl Interceptor {
@@ -131,7 +158,10 @@ impl Interceptor {
     /// # Errors
     /// See [`InterceptError::kind`]: a missing capability, a kernel that refuses a program, or a bad selector.
     pub fn load(config: &config::Intercept, own: &OwnCgroup) -> Result<Self, InterceptError> {
-        let globs = agents::parse_globs(&config.agents.cgroups)?;
+        let discovery = Discovery::new(&config.agents, own.cgroups().clone())?;
+        let home = Namespace::own()
+            .map_err(InterceptError::file("open", "/proc/thread-self/ns/net"))?
+            .id();
         let pins = PinDirectory::prepare()?;
         let loaded = load::load(&pins)?;
         let settings = match loaded.settings.get(&0, 0) {
@@ -139,19 +169,35 @@ impl Interceptor {
             Err(MapError::KeyNotFound) => Settings::OFF,
             Err(error) => return Err(InterceptError::map("read", "SETTINGS")(error)),
         };
-        let present = prefixes(&loaded)?;
+        let present = prefixes::read(&loaded)?;
         let mut this = Self {
+            config: config.clone(),
             loaded,
             pins,
             cgroups: own.cgroups().clone(),
             own_id: own.id(),
             own_path: own.path().to_owned(),
-            globs,
+            home,
+            discovery,
+            networks: Networks::new()?,
+            tc: None,
+            spots: BTreeMap::new(),
+            draining: None,
             settings,
             destinations: Destinations::default(),
             present,
             own_links: None,
             attached: false,
+            hooked: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            closed: BTreeMap::new(),
+            unserved: BTreeMap::new(),
+            untaken: (BTreeSet::new(), BTreeSet::new()),
+            flowless: BTreeSet::new(),
+            pods_known: config.agents.pods.api == PodsApi::Off,
+            trouble: Vec::new(),
+            unknown_seen: 0,
+            flows: 0,
             agents: BTreeMap::new(),
         };
         this.attach_own()?;
@@ -161,43 +207,43 @@ impl Interceptor {
         Ok(this)
     }
 
-    /// Puts our listeners where the programs look for them. A listener that closes leaves by itself; while a family has
-    /// none, its selected connections are refused or let go as `intercept.on_failure` says.
+    /// Puts the host's listeners where the programs look for them. A listener that closes leaves by itself; while a
+    /// family has none, its selected connections are refused or let go as `intercept.on_failure` says.
     ///
     /// # Errors
     /// A descriptor that is no listening TCP socket.
     pub fn set_listeners(&mut self, listeners: Listeners<'_>) -> Result<(), InterceptError> {
-        let Listeners { v4, v6 } = listeners;
-        if let Some((socket, _)) = v4.or(v6) {
-            let cookie = sys::netns_cookie(socket).map_err(|source| InterceptError::Call {
-                call: "getsockopt(SO_NETNS_COOKIE) on a listener",
-                source,
-            })?;
-            self.settings.netns_cookie = cookie.unwrap_or(0);
-            self.write_settings()?;
-        }
-        for (slot, listener) in [(SLOT_V4, v4), (SLOT_V6, v6)] {
-            // The programs read the port from the socket itself, so that slot and port cannot disagree.
-            let result = match listener {
-                Some((socket, _)) => self.loaded.listeners.set(slot, &socket.as_raw_fd(), 0),
-                None => match self.loaded.listeners.clear_index(&slot) {
-                    Err(error) if is_absent(&error) => Ok(()),
-                    other => other,
-                },
-            };
-            result.map_err(InterceptError::map("put a listener into", "LISTENERS"))?;
+        let (v4, v6) = (listeners.v4.map(|(fd, _)| fd), listeners.v6.map(|(fd, _)| fd));
+        // The programs read the port from the socket itself, so that slot and port cannot disagree.
+        self.loaded.set_listeners(HOST_NETWORK, v4, v6)?;
+        if let Some(socket) = v4.or(v6) {
+            let own = self.cgroups.directory(&self.own_path);
+            let cookie = self.loaded.netns_cookie(&own, socket)?;
+            self.loaded.put_namespace(cookie, HOST_NETWORK)?;
         }
         Ok(())
     }
 
-    /// Brings a changed configuration into force: ports, networks, `on_failure`, selectors. Says which Agents that changed.
+    /// Brings a changed configuration into force: ports, networks, `on_failure`, selectors, datapath. Says what that
+    /// changed.
     ///
     /// # Errors
     /// A bad selector or too many ports (then nothing changed), or a failing system call.
-    pub fn reconfigure(&mut self, config: &config::Intercept) -> Result<AgentChanges, InterceptError> {
-        self.globs = agents::parse_globs(&config.agents.cgroups)?;
+    pub fn reconfigure(&mut self, config: &config::Intercept) -> Result<Changes, InterceptError> {
+        if config.ports.len() > MAX_PORTS {
+            return Err(InterceptError::TooManyPorts(config.ports.len()));
+        }
+        self.discovery.reconfigure(&config.agents)?;
+        if let Some(tc) = self.tc.as_mut().filter(|_| self.attached) {
+            // Rules for another mark before the first packet carries it; the old ones go with the look below.
+            tc.reconfigure(config);
+            self.sync_tc(Surplus::Keep)?;
+        }
         self.apply_config(config)?;
-        self.sync_agents()
+        self.config = config.clone();
+        self.refused.clear();
+        self.closed.clear();
+        Ok(self.sync())
     }
 
     /// Adds the addresses of an answer with their TTL; forgets those whose time is over.
@@ -218,60 +264,11 @@ impl Interceptor {
         self.write_destinations()
     }
 
-    /// Looks for Agents: attaches to new ones, forgets those that are gone. Does nothing while switched off.
-    ///
-    /// # Errors
-    /// The hierarchy could not be read, or a program could not be attached: the other Agents are attached all the same.
-    pub fn sync_agents(&mut self) -> Result<AgentChanges, InterceptError> {
-        let mut changes = AgentChanges::default();
-        if !self.attached {
-            return Ok(changes);
-        }
-        if !self.pins.maps().exists() {
-            // Somebody ran `uninstall`: that is an order, not an accident.
-            tracing::warn!(pins = %self.pins.root().display(), "our pins were removed: interception is off");
-            self.own_links = None;
-            self.attached = false;
-            changes.detached = std::mem::take(&mut self.agents)
-                .into_values()
-                .map(|agent| agent.path)
-                .collect();
-            return Ok(changes);
-        }
-        let mut selected = agents::scan(&self.cgroups, &self.globs)?.selected;
-        selected.remove(&self.own_id);
-
-        for id in attach::pinned_cgroups(&self.pins)? {
-            if !selected.contains_key(&id) {
-                attach::detach_agent(&self.pins, id)?;
-            }
-        }
-        self.agents.retain(|id, agent| {
-            let keep = selected.contains_key(id);
-            if !keep {
-                changes.detached.push(agent.path.clone());
-            }
-            keep
-        });
-        let mut failure = None;
-        for (id, path) in selected {
-            if self.agents.contains_key(&id) && attach::is_attached(&self.pins, id) {
-                continue;
-            }
-            match attach::attach_agent(&mut self.loaded.ebpf, &self.cgroups, &self.pins, &path, id) {
-                Ok(()) => {
-                    let since = SystemTime::now();
-                    changes.attached.push(path.clone());
-                    self.agents.insert(id, AgentStatus { path, id, since });
-                }
-                // It ended between the scan and now.
-                Err(_) if !self.cgroups.directory(&path).exists() => {
-                    attach::detach_agent(&self.pins, id)?;
-                }
-                Err(error) => failure = failure.or(Some(error)),
-            }
-        }
-        failure.map_or(Ok(changes), Err)
+    /// The pods of this node that Kubernetes names as Agents, all of them. Until the first call, what an earlier process
+    /// left is kept. Follow with [`Interceptor::sync`].
+    pub fn set_pods(&mut self, pods: Vec<PodRef>) {
+        self.discovery.set_pods(pods);
+        self.pods_known = true;
     }
 
     /// True while connections are taken.
@@ -279,55 +276,67 @@ impl Interceptor {
         self.attached
     }
 
-    /// The run-time switch. Off detaches every hook, of an earlier process too; connections in flight are handed over
-    /// first, which takes a fifth of a second. On attaches again, and says to which Agents.
+    /// Switches on, or looks again; says what changed.
     ///
     /// # Errors
-    /// A program could not be attached or a pin not removed.
-    pub fn set_attached(&mut self, on: bool) -> Result<AgentChanges, InterceptError> {
-        if on {
-            // After an `uninstall` by hand the pins are made anew; the maps behind them are still ours.
-            if !self.pins.maps().exists() {
-                self.pins = PinDirectory::prepare()?;
-                self.loaded.restore_pins(&self.pins)?;
-            }
-            self.attach_own()?;
-            self.settings.flags |= FLAG_ENABLED;
-            self.write_settings()?;
-            self.attached = true;
-            return self.sync_agents();
+    /// The accepting side could not be attached, or a table not written: then nothing was switched.
+    pub fn switch_on(&mut self) -> Result<Changes, InterceptError> {
+        // After an `uninstall` by hand the pins are made anew; the maps behind them are still ours.
+        if !self.pins.maps().exists() {
+            self.pins = PinDirectory::prepare()?;
+            self.loaded.restore_pins(&self.pins)?;
         }
-        self.settings.flags &= !FLAG_ENABLED;
+        self.attach_own()?;
+        self.settings.flags |= FLAG_ENABLED;
         self.write_settings()?;
-        self.attached = false;
-        self.grace();
-        for id in attach::pinned_cgroups(&self.pins)? {
-            attach::detach_agent(&self.pins, id)?;
-        }
-        let detached = std::mem::take(&mut self.agents)
-            .into_values()
-            .map(|agent| agent.path)
-            .collect();
-        self.own_links = None;
-        Ok(AgentChanges {
-            attached: Vec::new(),
-            detached,
-        })
+        self.attached = true;
+        self.draining = None;
+        let mut changes = self.sync();
+        changes.note(uninstall::remove_other_layouts(
+            &self.pins,
+            &mut UninstallReport::default(),
+        ));
+        Ok(changes)
     }
 
-    /// What is in force, and what was counted.
-    pub fn status(&self) -> InterceptStatus {
-        InterceptStatus {
-            datapath: "cgroup".to_owned(),
-            attached: self.attached(),
-            agents: self.agents.values().cloned().collect(),
-            destinations: self.present.len(),
-            counters: self.counters(),
-            features: self.loaded.features,
-            kernel: load::kernel(),
-            own_cgroup: self.own_path.clone(),
-            pins: self.pins.root(),
+    /// Switches off: new connections go their own way from now on, and every hook is detached, of an earlier process too.
+    /// Connections in flight are handed over first, which takes a fifth of a second. Packets of connections that a
+    /// classifier took are led here for `drain` longer; then [`Interceptor::sync`] takes away that, too. What could not be
+    /// undone is in [`Changes::failed`].
+    pub fn switch_off(&mut self, drain: Duration) -> Changes {
+        let mut changes = Changes::default();
+        self.settings.flags &= !FLAG_ENABLED;
+        changes.note(self.write_settings());
+        self.attached = false;
+        self.grace();
+        match attach::pinned_cgroups(&self.pins) {
+            Ok(pinned) => {
+                for id in pinned {
+                    changes.note(attach::detach_agent(&self.pins, id).map(drop));
+                }
+            }
+            Err(error) => changes.note(Err(error)),
         }
+        self.own_links = None;
+        if self.tc.is_some() && !drain.is_zero() {
+            self.draining = Some(Instant::now() + drain);
+        } else {
+            self.end_tc(&mut changes);
+            // What an earlier process left, whose work we did not take over.
+            let own_qdiscs = tables::own_qdiscs(&self.pins.maps());
+            changes.note(tc::uninstall(&self.pins.classifiers(), &own_qdiscs).map(drop));
+        }
+        self.forget_all(&mut changes);
+        self.trouble.clone_from(&changes.failed);
+        changes
+    }
+
+    /// A socket for a connection to an intake, made where the Agent of this network lives.
+    ///
+    /// # Errors
+    /// There is no such network (any more), or its namespace cannot be entered.
+    pub fn upstream_socket(&self, network: u32, ipv6: bool) -> io::Result<OwnedFd> {
+        self.networks.socket(network, ipv6)
     }
 
     /// The programs' own log lines; `None` unless debug logging was on at [`Interceptor::load`], or when taken before.
@@ -335,20 +344,23 @@ impl Interceptor {
         self.loaded.log.take()
     }
 
-    /// Ends, after a fifth of a second for connections in flight. With `keep`, pinned links and maps stay: Agents' connections are refused (or let go, as configured) until
-    /// the next process takes over. Without, everything is undone.
+    /// Ends, after a fifth of a second for connections in flight. With `keep`, pinned links and maps stay: Agents'
+    /// connections are refused (or let go, as configured) until the next process takes over. Without, everything is
+    /// undone. What is returned goes on to make sockets for requests in flight, where the policy stays.
     ///
     /// # Errors
     /// A pin could not be removed.
-    pub fn leave(mut self, keep: bool) -> Result<(), InterceptError> {
+    pub fn leave(mut self, keep: bool) -> Result<UpstreamSockets, InterceptError> {
         if keep {
             // A successor may have taken over a moment ago: connections to our listeners are still in flight.
             self.grace();
-            return Ok(());
+        } else {
+            if let Some(failed) = self.switch_off(Duration::ZERO).failed.into_iter().next() {
+                return Err(InterceptError::Unsupported(failed));
+            }
+            uninstall::remove_pins(&self.pins, &mut UninstallReport::default())?;
         }
-        self.set_attached(false)?;
-        let mut report = UninstallReport::default();
-        uninstall::remove_pins(&self.pins, &mut report).map(drop)
+        Ok(UpstreamSockets(self.networks))
     }
 
     fn attach_own(&mut self) -> Result<(), InterceptError> {
@@ -381,6 +393,8 @@ impl Interceptor {
             config::OnFailure::Closed => self.settings.flags |= FLAG_CLOSED,
             config::OnFailure::Open => self.settings.flags &= !FLAG_CLOSED,
         }
+        self.settings.mark_value = config.mark.value;
+        self.settings.mark_mask = config.mark.mask;
         self.destinations.set_static(&config.cidrs);
         self.write_destinations()?;
         self.write_settings()
@@ -393,101 +407,8 @@ impl Interceptor {
             .map_err(InterceptError::map("write", "SETTINGS"))
     }
 
-    /// Additions before removals: a network that is replaced by a part of it is covered throughout.
     fn write_destinations(&mut self) -> Result<(), InterceptError> {
         let change = self.destinations.change(&self.present);
-        for net in change.add {
-            let result = match net.addr() {
-                IpAddr::V4(ip) => self.loaded.prefix4.insert(&key4(ip, net.prefix_len()), 1, 0),
-                IpAddr::V6(ip) => self.loaded.prefix6.insert(&key6(ip, net.prefix_len()), 1, 0),
-            };
-            result.map_err(InterceptError::map("add a destination to", "PREFIX4/PREFIX6"))?;
-            self.present.insert(net);
-        }
-        for net in change.remove {
-            let result = match net.addr() {
-                IpAddr::V4(ip) => self.loaded.prefix4.remove(&key4(ip, net.prefix_len())),
-                IpAddr::V6(ip) => self.loaded.prefix6.remove(&key6(ip, net.prefix_len())),
-            };
-            match result {
-                Err(error) if !is_absent(&error) => {
-                    return Err(InterceptError::map(
-                        "remove a destination from",
-                        "PREFIX4/PREFIX6",
-                    )(error));
-                }
-                _ => self.present.remove(&net),
-            };
-        }
-        Ok(())
-    }
-
-    fn counters(&self) -> BTreeMap<String, u64> {
-        let value = |counter: Counter| {
-            let values = self.loaded.counters.get(&(counter as u32), 0).ok()?;
-            Some((counter.name().to_owned(), values.iter().sum()))
-        };
-        Counter::ALL
-            .iter()
-            .filter_map(|counter| value(*counter))
-            .collect()
-    }
-}
-
-/// What the prefix maps hold.
-fn prefixes(loaded: &Loaded) -> Result<BTreeSet<IpNet>, InterceptError> {
-    let v4 = keys(&loaded.prefix4, "PREFIX4", |key| {
-        let address = Ipv4Addr::from(key.data().to_ne_bytes());
-        IpNet::new(address.into(), length(key.prefix_len())).ok()
-    })?;
-    let v6 = keys(&loaded.prefix6, "PREFIX6", |key| {
-        let octets: Vec<u8> = key.data().iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let address = Ipv6Addr::from(<[u8; 16]>::try_from(octets).ok()?);
-        IpNet::new(address.into(), length(key.prefix_len())).ok()
-    })?;
-    Ok(v4.into_iter().chain(v6).collect())
-}
-
-fn keys<K: aya::Pod>(
-    map: &LpmTrie<MapData, K, u32>,
-    name: &'static str,
-    read: impl Fn(&Key<K>) -> Option<IpNet>,
-) -> Result<Vec<IpNet>, InterceptError> {
-    let keys: Vec<Key<K>> = map
-        .keys()
-        .collect::<Result<_, _>>()
-        .map_err(InterceptError::map("read", name))?;
-    Ok(keys.iter().filter_map(read).collect())
-}
-
-/// A length that no address has is refused by `IpNet::new`.
-fn length(bits: u32) -> u8 {
-    u8::try_from(bits).unwrap_or(u8::MAX)
-}
-
-fn key4(address: Ipv4Addr, length: u8) -> Key<u32> {
-    Key::new(length.into(), u32::from_ne_bytes(address.octets()))
-}
-
-fn key6(address: Ipv6Addr, length: u8) -> Key<[u32; 4]> {
-    // Segments of the address as words in network order, which is how the programs see them.
-    let bits = address.to_bits();
-    let word = |shift: u32| {
-        let [.., a, b, c, d] = (bits >> shift).to_be_bytes();
-        u32::from_ne_bytes([a, b, c, d])
-    };
-    Key::new(length.into(), [word(96), word(64), word(32), word(0)])
-}
-
-/// The entry was not there: nothing to remove.
-fn is_absent(error: &MapError) -> bool {
-    match error {
-        MapError::KeyNotFound | MapError::ElementNotFound => true,
-        MapError::SyscallError(error) => matches!(
-            error.io_error.raw_os_error(),
-            // A SockMap answers EINVAL for an empty slot.
-            Some(nix::libc::ENOENT | nix::libc::EINVAL)
-        ),
-        _ => false,
+        prefixes::apply(&mut self.loaded, &mut self.present, change)
     }
 }

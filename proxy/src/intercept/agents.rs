@@ -1,331 +1,266 @@
-//! Who is an Agent: cgroup path globs, a scan of the hierarchy, and a watcher for units that start later.
+//! Who is an Agent. Three sources behind one question: cgroup globs, pods that Kubernetes named, network namespaces.
+//!
+//! A source says which Agents there are now; it remembers nothing that the host would not tell again. What makes an
+//! Agent is the same for all of them: the cgroups in which its connections are taken, and the network namespaces that its
+//! processes live in. A namespace is known by device and inode and held open by a descriptor: a path may name another one
+//! a moment later.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::os::unix::fs::MetadataExt;
+mod glob;
+mod namespaces;
+mod pods;
+mod processes;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
 
-use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::io::unix::AsyncFd;
+use serde::{Deserialize, Serialize};
+
+pub use glob::CgroupGlob;
+pub use pods::PodRef;
+pub use watch::AgentWatcher;
+
+use processes::Hidden;
 
 use super::error::InterceptError;
 use super::host::Cgroup2;
-use super::sys::{self, OwnsDescriptor};
+use super::netns::{Namespace, NamespaceId};
+use crate::config;
 
-/// Directories that one scan visits at most: far above any host, and a bound for `/**` on a broken one.
-const MAX_VISITED: usize = 16_384;
-/// The safety net beneath inotify: how often the hierarchy is looked at anyway.
-const RESCAN: Duration = Duration::from_secs(10);
-
-/// One component of a glob.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Part {
-    /// `**`: any number of components, none included.
-    Any,
-    /// A component in which `*` stands for any characters.
-    Name(String),
+/// What named an Agent.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Selector {
+    /// A glob of `intercept.agents.cgroups` matched this cgroup.
+    Cgroup(PathBuf),
+    /// A pod with the labels of `intercept.agents.pods.label_selector`.
+    Pod(PodRef),
+    /// A file of `intercept.agents.namespaces`.
+    Namespace(PathBuf),
 }
 
-/// A cgroup path glob, relative to the cgroup2 root: `/system.slice/datadog-agent*.service`. `*` stays within one
-/// component, `**` as a whole component spans any number.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CgroupGlob {
-    parts: Vec<Part>,
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cgroup(path) => write!(f, "cgroup {}", path.display()),
+            Self::Pod(pod) => pod.fmt(f),
+            Self::Namespace(path) => write!(f, "namespace {}", path.display()),
+        }
+    }
 }
 
-impl CgroupGlob {
-    /// Reads a glob.
-    ///
-    /// # Errors
-    /// It does not begin with `/`, names the root itself, or has `.`, `..` or an empty component.
-    pub fn parse(text: &str) -> Result<Self, InterceptError> {
-        let wrong = |reason| InterceptError::Selector(format!("`{text}` {reason}"));
-        let path = text
-            .strip_prefix('/')
-            .ok_or_else(|| wrong("does not begin with `/`; it is a path below the cgroup2 root"))?;
-        let parts: Vec<Part> = path
-            .split('/')
-            .map(|part| match part {
-                "" | "." | ".." => Err(wrong("has an empty, `.` or `..` component")),
-                "**" => Ok(Part::Any),
-                name if name.contains("**") => {
-                    Err(wrong("has `**` inside a component; it must be a whole one"))
+/// An Agent as a source saw it.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    /// What named it.
+    pub selector: Selector,
+    /// The cgroups that hold its processes, and nobody else's, by the kernel's id.
+    pub cgroups: BTreeMap<u64, PathBuf>,
+    /// Why `cgroups` is empty, or is not all of it.
+    pub no_cgroup: Option<String>,
+    /// Where its processes live now; empty while it has none that can be seen.
+    pub namespaces: BTreeMap<NamespaceId, Arc<Namespace>>,
+    /// Why some of its processes cannot be seen, and what to change; `None` when all of them are.
+    pub unseen: Option<String>,
+}
+
+/// What a source looks at.
+struct View<'a> {
+    cgroups: &'a Cgroup2,
+    /// Namespaces that are open already: the same one is never opened twice.
+    open: &'a mut Open,
+}
+
+/// Where the processes of a cgroup live.
+#[derive(Default)]
+struct Home {
+    namespaces: BTreeMap<NamespaceId, Arc<Namespace>>,
+    /// As [`Agent::unseen`].
+    unseen: Option<String>,
+}
+
+impl View<'_> {
+    fn home(&mut self, cgroup: &Path) -> Result<Home, InterceptError> {
+        let members = processes::of_cgroup(self.cgroups, cgroup)?;
+        let mut home = Home::default();
+        let mut denied = false;
+        for pid in members.pids {
+            match self.open.of_process(pid) {
+                Ok(namespace) => {
+                    home.namespaces.insert(namespace.id(), namespace);
                 }
-                name => Ok(Part::Name(name.to_owned())),
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Self { parts })
-    }
-
-    /// True when the glob covers this path (with or without the leading `/`).
-    pub fn matches(&self, path: &str) -> bool {
-        let path = path.strip_prefix('/').unwrap_or(path);
-        let mut state = self.start();
-        for name in path.split('/').filter(|name| !name.is_empty()) {
-            state = self.step(&state, name);
-        }
-        self.accepts(&state)
-    }
-
-    // A glob is a small automaton: a state is the set of positions that may come next, sorted.
-
-    fn start(&self) -> Vec<usize> {
-        self.closure(vec![0])
-    }
-
-    /// The state after one component.
-    fn step(&self, state: &[usize], name: &str) -> Vec<usize> {
-        let mut next = Vec::new();
-        for &position in state {
-            match self.parts.get(position) {
-                Some(Part::Any) => next.push(position),
-                Some(Part::Name(pattern)) if component_matches(pattern, name) => next.push(position + 1),
-                _ => {}
+                Err(Hidden::Gone) => {}
+                Err(Hidden::Denied) => denied = true,
             }
         }
-        self.closure(next)
-    }
-
-    /// `**` may stand for nothing.
-    fn closure(&self, mut state: Vec<usize>) -> Vec<usize> {
-        let mut index = 0;
-        while index < state.len() {
-            if self.parts.get(state[index]) == Some(&Part::Any) && !state.contains(&(state[index] + 1)) {
-                state.push(state[index] + 1);
-            }
-            index += 1;
-        }
-        state.sort_unstable();
-        state.dedup();
-        state
-    }
-
-    fn accepts(&self, state: &[usize]) -> bool {
-        state.contains(&self.parts.len())
-    }
-
-    /// True when something below may match.
-    fn goes_on(&self, state: &[usize]) -> bool {
-        state.iter().any(|&position| position < self.parts.len())
+        home.unseen = unseen(members.outside, denied);
+        Ok(home)
     }
 }
 
-/// `*` within one component; greedy with one point of return, linear in practice.
-fn component_matches(pattern: &str, name: &str) -> bool {
-    let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
-    let (mut p, mut n) = (0, 0);
-    let mut star: Option<(usize, usize)> = None;
-    while n < name.len() {
-        if p < pattern.len() && pattern[p] == b'*' {
-            star = Some((p, n));
-            p += 1;
-        } else if p < pattern.len() && pattern[p] == name[n] {
-            p += 1;
-            n += 1;
-        } else if let Some((at, from)) = star {
-            star = Some((at, from + 1));
-            p = at + 1;
-            n = from + 1;
-        } else {
-            return false;
-        }
+/// What to do about processes that are there and not seen: `outside` of our pid namespace, or `denied` to us.
+fn unseen(outside: bool, denied: bool) -> Option<String> {
+    let cure = match (outside, denied) {
+        (false, false) => return None,
+        (true, _) => "they are outside of the proxy's process namespace; run its pod with hostPID: true",
+        (false, true) => "they are another user's; give the proxy CAP_SYS_PTRACE",
+    };
+    Some(format!("its processes cannot be seen: {cure}"))
+}
+
+/// One way to name Agents.
+trait Source {
+    /// The Agents that there are now. One that ended meanwhile is left out, it is no error.
+    fn agents(&self, view: &mut View<'_>) -> Result<Vec<Agent>, InterceptError>;
+}
+
+/// Open namespaces by identity.
+#[derive(Debug, Default)]
+struct Open {
+    known: BTreeMap<NamespaceId, Arc<Namespace>>,
+    used: BTreeSet<NamespaceId>,
+}
+
+impl Open {
+    /// The namespace of a process.
+    fn of_process(&mut self, pid: u32) -> Result<Arc<Namespace>, Hidden> {
+        let id = processes::namespace_of(pid)?;
+        self.get(id, || Namespace::of_process(pid))
+            .map_err(|error| processes::hidden(&error))
     }
-    pattern[p..].iter().all(|&byte| byte == b'*')
-}
 
-/// Reads all globs of the configuration.
-pub(super) fn parse_globs(texts: &[String]) -> Result<Vec<CgroupGlob>, InterceptError> {
-    texts.iter().map(|text| CgroupGlob::parse(text)).collect()
-}
+    /// The namespace that a file is.
+    fn at(&mut self, path: &Path) -> std::io::Result<Arc<Namespace>> {
+        let namespace = Namespace::open(path)?;
+        let id = namespace.id();
+        self.used.insert(id);
+        Ok(Arc::clone(
+            self.known.entry(id).or_insert_with(|| Arc::new(namespace)),
+        ))
+    }
 
-/// What a scan saw.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Scan {
-    /// Selected cgroups by id. Not their descendants: a program covers those anyway.
-    pub(super) selected: BTreeMap<u64, PathBuf>,
-    /// Directories below which a match may appear: what a watcher must watch.
-    pub(super) parents: Vec<PathBuf>,
-}
-
-/// Walks the hierarchy where the globs may match.
-pub(super) fn scan(cgroups: &Cgroup2, globs: &[CgroupGlob]) -> Result<Scan, InterceptError> {
-    let root = cgroups.root();
-    let mut found = Scan::default();
-    let mut pending = vec![(
-        PathBuf::from("/"),
-        globs.iter().map(CgroupGlob::start).collect::<Vec<_>>(),
-    )];
-    while let Some((path, states)) = pending.pop() {
-        if found.parents.len() >= MAX_VISITED {
-            tracing::warn!(
-                limit = MAX_VISITED,
-                "too many cgroups for intercept.agents.cgroups; the rest is not seen"
-            );
-            break;
-        }
-        let directory = cgroups.directory(&path);
-        let entries = match fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            // Gone between its parent's listing and now.
-            Err(error) if path != Path::new("/") && is_gone(&error) => continue,
-            Err(error) => {
-                return Err(InterceptError::file("read the cgroup", root.join(directory))(
-                    error,
-                ));
+    fn get(
+        &mut self,
+        id: NamespaceId,
+        open: impl FnOnce() -> std::io::Result<Namespace>,
+    ) -> std::io::Result<Arc<Namespace>> {
+        let namespace = match self.known.get(&id) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let namespace = Arc::new(open()?);
+                // The process may have moved between the look and the open.
+                self.known.insert(namespace.id(), Arc::clone(&namespace));
+                namespace
             }
         };
-        found.parents.push(path.clone());
-        for entry in entries.flatten() {
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            let Ok(name) = entry.file_name().into_string() else {
-                continue;
-            };
-            let next: Vec<Vec<usize>> = globs
-                .iter()
-                .zip(&states)
-                .map(|(glob, state)| glob.step(state, &name))
-                .collect();
-            let child = path.join(&name);
-            if globs.iter().zip(&next).any(|(glob, state)| glob.accepts(state)) {
-                if let Ok(metadata) = entry.metadata() {
-                    found.selected.insert(metadata.ino(), child);
-                }
-            } else if globs.iter().zip(&next).any(|(glob, state)| glob.goes_on(state)) {
-                pending.push((child, next));
-            }
-        }
+        self.used.insert(namespace.id());
+        Ok(namespace)
     }
-    Ok(found)
+
+    /// Closes what the last scan did not use: a namespace must not stay alive for our sake.
+    fn close_unused(&mut self) {
+        let used = std::mem::take(&mut self.used);
+        self.known.retain(|id, _| used.contains(id));
+    }
 }
 
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(nix::libc::ENOENT | nix::libc::ENODEV))
-}
-
-/// Says when the set of selected cgroups changed: by inotify on every directory where a match may appear, which takes
-/// well below a millisecond, and by looking every ten seconds, should inotify have no watch left.
-pub struct AgentWatcher {
+/// All sources.
+pub struct Discovery {
     cgroups: Cgroup2,
-    globs: Vec<CgroupGlob>,
-    inotify: AsyncFd<RawInotify>,
-    known: BTreeMap<u64, PathBuf>,
-    /// True after inotify was refused: said once.
-    complained: bool,
+    globs: glob::Cgroups,
+    namespaces: namespaces::Namespaces,
+    pods: pods::Pods,
+    open: Open,
 }
 
-impl AgentWatcher {
-    /// Watches for these globs. Must be called within a tokio runtime.
+impl Discovery {
+    /// Sources as configured.
     ///
     /// # Errors
-    /// A glob that is none, no cgroup2, no inotify instance left.
-    pub fn new(globs: &[String]) -> Result<Self, InterceptError> {
-        let inotify =
-            Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(call("inotify_init1"))?;
-        let inotify = sys::register(RawInotify(inotify)).map_err(|source| InterceptError::Call {
-            call: "registering inotify with the runtime",
-            source,
-        })?;
-        let mut watcher = Self {
-            cgroups: Cgroup2::find()?,
-            globs: parse_globs(globs)?,
-            inotify,
-            known: BTreeMap::new(),
-            complained: false,
+    /// A glob that is none.
+    pub fn new(config: &config::Agents, cgroups: Cgroup2) -> Result<Self, InterceptError> {
+        Ok(Self {
+            cgroups,
+            globs: glob::Cgroups::new(&config.cgroups)?,
+            namespaces: namespaces::Namespaces::new(&config.namespaces),
+            pods: pods::Pods::default(),
+            open: Open::default(),
+        })
+    }
+
+    /// Follows a changed configuration; pods that Kubernetes named stay known.
+    ///
+    /// # Errors
+    /// A glob that is none; then nothing changed.
+    pub fn reconfigure(&mut self, config: &config::Agents) -> Result<(), InterceptError> {
+        self.globs = glob::Cgroups::new(&config.cgroups)?;
+        self.namespaces = namespaces::Namespaces::new(&config.namespaces);
+        Ok(())
+    }
+
+    /// The pods that Kubernetes names now.
+    pub fn set_pods(&mut self, pods: Vec<PodRef>) {
+        self.pods = pods::Pods::new(pods);
+    }
+
+    /// Every Agent of every source. `own` is our own cgroup, which nobody can select. An Agent that two sources name is
+    /// listed once, under the first of them.
+    ///
+    /// # Errors
+    /// The cgroup hierarchy or the process table cannot be read.
+    pub fn scan(&mut self, own: u64) -> Result<Vec<Agent>, InterceptError> {
+        let mut view = View {
+            cgroups: &self.cgroups,
+            open: &mut self.open,
         };
-        watcher.known = watcher.look()?;
-        Ok(watcher)
-    }
-
-    /// Waits until a selected cgroup came or went. Cancel-safe.
-    ///
-    /// # Errors
-    /// The hierarchy cannot be read any more.
-    pub async fn changed(&mut self) -> Result<(), InterceptError> {
-        loop {
-            // The set is compared first: a change between two calls is not lost.
-            let now = self.look()?;
-            if now != self.known {
-                self.known = now;
-                return Ok(());
-            }
-            if let Ok(ready) = tokio::time::timeout(RESCAN, self.inotify.readable()).await {
-                let mut ready = ready.map_err(|source| InterceptError::Call {
-                    call: "waiting for inotify",
-                    source,
-                })?;
-                // What happened does not matter, the scan says what is.
-                while ready
-                    .get_inner()
-                    .0
-                    .read_events()
-                    .is_ok_and(|events| !events.is_empty())
-                {}
-                ready.clear_ready();
+        let mut found: Vec<Agent> = Vec::new();
+        let mut taken = BTreeSet::new();
+        let sources: [&dyn Source; 3] = [&self.pods, &self.globs, &self.namespaces];
+        for source in sources {
+            for mut agent in source.agents(&mut view)? {
+                let named = !agent.cgroups.is_empty();
+                agent.cgroups.retain(|id, _| *id != own && taken.insert(*id));
+                if named && agent.cgroups.is_empty() && !matches!(agent.selector, Selector::Namespace(_)) {
+                    continue;
+                }
+                found.push(agent);
             }
         }
+        self.open.close_unused();
+        Ok(found)
     }
 
-    /// Scans, and watches every directory that matters. Watching comes first and the scan is repeated until no new
-    /// directory appeared, so that nothing slips between the two. Watching again what is watched changes nothing.
-    fn look(&mut self) -> Result<BTreeMap<u64, PathBuf>, InterceptError> {
-        let mut found = scan(&self.cgroups, &self.globs)?;
-        loop {
-            for path in &found.parents {
-                self.watch(path);
-            }
-            let again = scan(&self.cgroups, &self.globs)?;
-            if again.parents == found.parents {
-                return Ok(again.selected);
-            }
-            found = again;
-        }
+    /// How many namespaces are held open.
+    pub fn open_namespaces(&self) -> usize {
+        self.open.known.len()
     }
 
-    fn watch(&mut self, path: &Path) {
-        let flags = AddWatchFlags::IN_CREATE
-            | AddWatchFlags::IN_DELETE
-            | AddWatchFlags::IN_MOVED_FROM
-            | AddWatchFlags::IN_MOVED_TO
-            | AddWatchFlags::IN_ONLYDIR;
-        let directory = self.cgroups.directory(path);
-        match self.inotify.get_ref().0.add_watch(&directory, flags) {
-            Ok(_) | Err(Errno::ENOENT | Errno::ENODEV) => {}
-            Err(error) if !self.complained => {
-                self.complained = true;
-                tracing::warn!(
-                    directory = %directory.display(), %error,
-                    "cannot watch cgroups; Agents that start later are seen every {RESCAN:?} \
-                     (sysctl fs.inotify.max_user_watches)"
-                );
-            }
-            Err(_) => {}
-        }
-    }
-}
-
-/// tokio wants `AsRawFd`.
-struct RawInotify(Inotify);
-
-impl OwnsDescriptor for RawInotify {}
-
-impl AsRawFd for RawInotify {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
-fn call(call: &'static str) -> impl FnOnce(Errno) -> InterceptError {
-    move |errno| InterceptError::Call {
-        call,
-        source: errno.into(),
+    /// How many pods Kubernetes names.
+    pub fn pods(&self) -> usize {
+        self.pods.len()
     }
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_seen_has_its_own_cure() {
+        assert_eq!(unseen(false, false), None);
+        for (outside, denied, words) in [
+            (true, false, "hostPID: true"),
+            (false, true, "CAP_SYS_PTRACE"),
+            // Without the host's processes the capability alone would not help.
+            (true, true, "hostPID: true"),
+        ] {
+            let text = unseen(outside, denied).unwrap();
+            assert!(
+                text.starts_with("its processes cannot be seen: ") && text.contains(words),
+                "{text}"
+            );
+        }
+    }
+}

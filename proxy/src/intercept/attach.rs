@@ -17,7 +17,7 @@ use aya::programs::{CgroupAttachMode, Program, ProgramError};
 
 use super::error::InterceptError;
 use super::host::{Cgroup2, PinDirectory, create_private, remove_directory};
-use super::load::{AGENT_HOOKS, OWN_HOOKS};
+use super::load::{AGENT_HOOKS, Loaded, OWN_HOOKS};
 
 /// Suffix of a pin that is about to replace another. (bpffs allows no dot in a name.)
 const NEXT: &str = "-next";
@@ -38,19 +38,51 @@ pub(super) fn attach_agent(
     let path = cgroups.directory(cgroup);
     let handle = File::open(&path).map_err(InterceptError::file("open the cgroup", &path))?;
     for hook in AGENT_HOOKS {
-        let link = link(ebpf, hook, &handle, cgroup)?;
-        let next = directory.join(format!("{hook}{NEXT}"));
-        // Left by an instance that was killed between the two steps below.
-        remove_file(&next)?;
-        let pinned = link.pin(&next).map_err(|source| InterceptError::Pin {
-            path: next.clone(),
-            source: Box::new(source),
-        })?;
-        let pin = directory.join(hook);
-        fs::rename(&next, &pin).map_err(InterceptError::file("put a pin in place at", &pin))?;
-        drop(pinned);
+        pin_over(link(ebpf, hook, &handle, cgroup)?, &directory.join(hook))?;
     }
     Ok(())
+}
+
+/// Pins a link in the place of whatever is pinned there.
+pub(super) fn pin_over(link: FdLink, pin: &Path) -> Result<(), InterceptError> {
+    let next = next(pin);
+    // Left by an instance that was killed between the two steps below.
+    remove_file(&next)?;
+    let pinned = link.pin(&next).map_err(|source| InterceptError::Pin {
+        path: next.clone(),
+        source: Box::new(source),
+    })?;
+    fs::rename(&next, pin).map_err(InterceptError::file("put a pin in place at", pin))?;
+    drop(pinned);
+    Ok(())
+}
+
+/// Removes a pin, and what a killed instance left beside it; returns what was there.
+pub(super) fn unpin(pin: &Path) -> Result<Vec<PathBuf>, InterceptError> {
+    let mut removed = Vec::new();
+    for path in [pin.to_owned(), next(pin)] {
+        if remove_file(&path)? {
+            removed.push(path);
+        }
+    }
+    Ok(removed)
+}
+
+/// Where a link waits before it takes a pin's place.
+fn next(pin: &Path) -> PathBuf {
+    let mut next = pin.as_os_str().to_owned();
+    next.push(NEXT);
+    next.into()
+}
+
+/// Attaches the program that picks our listener to a network namespace, for as long as the pin is there: should all of us
+/// be killed, packets that are still led to this host must find no other socket of it.
+pub(super) fn attach_sk_lookup(
+    loaded: &mut Loaded,
+    pins: &PinDirectory,
+    netns: &File,
+) -> Result<(), InterceptError> {
+    pin_over(loaded.attach_sk_lookup(netns)?.into(), &pins.sk_lookup())
 }
 
 /// True when every Agent-side link of a cgroup is pinned.
@@ -78,11 +110,7 @@ pub(super) fn detach_agent(pins: &PinDirectory, id: u64) -> Result<Vec<PathBuf>,
     let directory = pins.links_of(id);
     let mut removed = Vec::new();
     for hook in AGENT_HOOKS.iter().rev() {
-        for pin in [directory.join(hook), directory.join(format!("{hook}{NEXT}"))] {
-            if remove_file(&pin)? {
-                removed.push(pin);
-            }
-        }
+        removed.extend(unpin(&directory.join(hook))?);
     }
     remove_directory(&directory)?;
     Ok(removed)

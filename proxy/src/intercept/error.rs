@@ -28,11 +28,12 @@ pub enum InterceptError {
     )]
     EmptyObject,
     /// The object could not be loaded: maps, relocation.
-    #[error("cannot load the eBPF maps (needs CAP_BPF and CAP_NET_ADMIN, kernel 5.10 or newer): {0}")]
+    #[error("cannot load the eBPF maps (needs CAP_BPF and CAP_NET_ADMIN, kernel 5.10 or newer): {0}{hint}", hint = super::memlock::cure())]
     Object(#[source] Box<aya::EbpfError>),
     /// A program was refused.
     #[error(
-        "cannot load the eBPF program `{program}` on kernel {kernel} (needs CAP_BPF and CAP_NET_ADMIN): {source}"
+        "cannot load the eBPF program `{program}` on kernel {kernel} (needs CAP_BPF and CAP_NET_ADMIN, before Linux 5.18 \
+         CAP_PERFMON too): {source}"
     )]
     Program {
         /// Its name in the object.
@@ -52,6 +53,16 @@ pub enum InterceptError {
         program: &'static str,
         /// The cgroup, relative to the cgroup2 root.
         cgroup: PathBuf,
+        /// What the kernel said.
+        source: Box<ProgramError>,
+    },
+    /// The program that picks our listener could not be attached to a network namespace.
+    #[error(
+        "cannot attach `{program}` to the network namespace (bpf_link_create needs CAP_BPF and CAP_NET_ADMIN): {source}"
+    )]
+    AttachNetns {
+        /// Its name in the object.
+        program: &'static str,
         /// What the kernel said.
         source: Box<ProgramError>,
     },
@@ -94,9 +105,49 @@ pub enum InterceptError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A request to the kernel's routing and traffic control.
+    #[error("cannot {request} by netlink: {source}{}{}", said(detail), cure(source))]
+    Netlink {
+        /// What was asked for, as in "list the links".
+        request: String,
+        /// What the kernel answered, or why its answer could not be read.
+        source: io::Error,
+        /// The kernel's own words (`NETLINK_EXT_ACK`, kernel 4.12), often empty.
+        detail: String,
+    },
+    /// Our classifier could not be attached to an interface or detached from it.
+    #[error(
+        "cannot {action} the classifier on ingress of {interface} (needs CAP_BPF and CAP_NET_ADMIN): {source}"
+    )]
+    Classifier {
+        /// What was tried.
+        action: &'static str,
+        /// The interface.
+        interface: String,
+        /// What the kernel said.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A classifier that is not ours holds our place.
+    #[error(
+        "interface {interface}: {holder} is already at priority {priority}, handle {handle:#x}; it is not ours and \
+         stays. Set intercept.classifier_priority to another number, or intercept.datapath: cgroup"
+    )]
+    PlaceTaken {
+        /// The interface.
+        interface: String,
+        /// Who it is: program id, name, kind.
+        holder: String,
+        /// `intercept.classifier_priority`
+        priority: u16,
+        /// The handle that we would use.
+        handle: u32,
+    },
     /// Something that interception needs is not there.
     #[error("{0}")]
     Unsupported(String),
+    /// A network namespace that is not ready for anybody yet.
+    #[error("`lo` is down in its network namespace: it is waited for")]
+    LoopbackDown,
     /// A cgroup selector that is not one.
     #[error("intercept.agents.cgroups: {0}")]
     Selector(String),
@@ -109,7 +160,7 @@ impl InterceptError {
     /// Whose fault it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Unsupported(_) => ErrorKind::Unsupported,
+            Self::Unsupported(_) | Self::LoopbackDown => ErrorKind::Unsupported,
             Self::EmptyObject | Self::Missing(_) | Self::Selector(_) | Self::TooManyPorts(_) => {
                 ErrorKind::Internal
             }
@@ -118,8 +169,23 @@ impl InterceptError {
                 // The verifier answers EACCES and EINVAL; E2BIG is its complexity limit.
                 _ => ErrorKind::Unsupported,
             },
-            Self::Attach { source, .. } => kind_of(program_errno(source)),
-            other => kind_of(root_errno(other)),
+            Self::PlaceTaken { .. } => ErrorKind::Unsupported,
+            other => kind_of(other.errno()),
+        }
+    }
+
+    /// The first error number of the operating system behind it.
+    pub(super) fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Program { source, .. } | Self::Attach { source, .. } | Self::AttachNetns { source, .. } => {
+                program_errno(source)
+            }
+            // A boxed `ProgramError::IOError` shows the source of its error, not the error itself.
+            Self::Classifier { source, .. } => match source.downcast_ref::<ProgramError>() {
+                Some(error) => program_errno(error),
+                None => root_errno(source.as_ref()),
+            },
+            other => root_errno(other),
         }
     }
 
@@ -168,6 +234,14 @@ fn root_errno(error: &(dyn Error + 'static)) -> Option<i32> {
         next = error.source();
     }
     None
+}
+
+fn said(detail: &str) -> String {
+    if detail.is_empty() {
+        String::new()
+    } else {
+        format!(" ({detail})")
+    }
 }
 
 fn cure(error: &io::Error) -> &'static str {

@@ -17,8 +17,10 @@ use super::sys;
 const BPFFS: &str = "/sys/fs/bpf";
 /// Where we mount our own when the host has none there.
 pub const OWN_BPFFS: &str = "/run/agent-fips-proxy/bpf";
-/// Our directory in bpffs, and below it the version of the maps' layout: another layout is another directory.
-const PINS: &str = "agent-fips-proxy/v1";
+/// Our directory in bpffs.
+const PINS: &str = "agent-fips-proxy";
+/// Below it, the version of the maps' layout: another layout is another directory.
+const LAYOUT: u32 = 2;
 
 /// The cgroup2 hierarchy.
 #[derive(Clone, Debug)]
@@ -48,6 +50,15 @@ impl Cgroup2 {
             root: PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd())),
             _mount: Some(Arc::new(mount)),
         })
+    }
+
+    /// A directory that stands for the hierarchy.
+    #[cfg(test)]
+    pub(super) fn at(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            _mount: None,
+        }
     }
 
     /// Its root directory.
@@ -118,6 +129,7 @@ pub(super) fn is_filesystem(path: &Path, kind: FsType) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinDirectory {
     bpffs: PathBuf,
+    layout: u32,
 }
 
 impl PinDirectory {
@@ -127,7 +139,7 @@ impl PinDirectory {
             .into_iter()
             .map(PathBuf::from)
             .find(|path| is_filesystem(path, BPF_FS_MAGIC))
-            .map(|bpffs| Self { bpffs })
+            .map(Self::current)
     }
 
     /// The directory with everything above it; mounts a bpffs of our own when the host has none.
@@ -139,10 +151,10 @@ impl PinDirectory {
             Some(found) => found,
             None => Self::mount()?,
         };
-        for directory in [found.maps(), found.links()] {
+        for directory in [found.maps(), found.links(), found.classifiers()] {
             create_private(&directory)?;
         }
-        let own = found.bpffs.join("agent-fips-proxy");
+        let own = found.bpffs.join(PINS);
         fs::set_permissions(&own, fs::Permissions::from_mode(0o700))
             .map_err(InterceptError::file("set the mode of", own))?;
         Ok(found)
@@ -151,6 +163,26 @@ impl PinDirectory {
     /// Pins of maps.
     pub fn maps(&self) -> PathBuf {
         self.root().join("maps")
+    }
+
+    /// Pins of maps that `uninstall` has begun to take away.
+    fn withdrawn(&self) -> PathBuf {
+        self.root().join("withdrawn")
+    }
+
+    /// Moves the pinned maps aside, in one step: from then on a running instance knows that it was uninstalled and puts
+    /// nothing back. Where they are now; an interrupted uninstall is gone on with.
+    ///
+    /// # Errors
+    /// The directory cannot be moved.
+    pub(super) fn withdraw_maps(&self) -> Result<PathBuf, InterceptError> {
+        let (maps, withdrawn) = (self.maps(), self.withdrawn());
+        if maps.exists() {
+            remove_files(&withdrawn)?;
+            remove_directory(&withdrawn)?;
+            fs::rename(&maps, &withdrawn).map_err(InterceptError::file("move", &maps))?;
+        }
+        Ok(withdrawn)
     }
 
     /// Pins of links, a directory per cgroup named by its id.
@@ -163,9 +195,43 @@ impl PinDirectory {
         self.links().join(cgroup.to_string())
     }
 
-    /// The versioned directory that holds both.
+    /// Pins of classifiers' TCX links, named by interface index.
+    pub fn classifiers(&self) -> PathBuf {
+        self.root().join("tcx")
+    }
+
+    /// The pin of the link that leads the classifier's flows to our listeners.
+    pub fn sk_lookup(&self) -> PathBuf {
+        self.root().join("sk_lookup")
+    }
+
+    /// The versioned directory that holds them all.
     pub fn root(&self) -> PathBuf {
-        self.bpffs.join(PINS)
+        self.bpffs.join(PINS).join(format!("v{}", self.layout))
+    }
+
+    /// The directories of other versions at the same place: what an upgrade or a downgrade left.
+    pub(super) fn other_layouts(&self) -> Vec<Self> {
+        // That there is no directory of ours is nothing to report.
+        let Ok(entries) = fs::read_dir(self.bpffs.join(PINS)) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.strip_prefix('v')?.parse().ok())
+            .filter(|layout| *layout != self.layout)
+            .map(|layout| Self {
+                bpffs: self.bpffs.clone(),
+                layout,
+            })
+            .collect()
+    }
+
+    fn current(bpffs: PathBuf) -> Self {
+        Self {
+            bpffs,
+            layout: LAYOUT,
+        }
     }
 
     /// Removes our (empty) directories, and the mount when it is ours and empty; returns what was removed.
@@ -174,8 +240,15 @@ impl PinDirectory {
     /// Anything but "not there" and "not empty".
     pub(super) fn remove(&self) -> Result<Vec<PathBuf>, InterceptError> {
         let mut removed = Vec::new();
-        let own = self.bpffs.join("agent-fips-proxy");
-        for directory in [self.maps(), self.links(), self.root(), own] {
+        let own = self.bpffs.join(PINS);
+        for directory in [
+            self.maps(),
+            self.withdrawn(),
+            self.links(),
+            self.classifiers(),
+            self.root(),
+            own,
+        ] {
             if remove_directory(&directory)? {
                 removed.push(directory);
             }
@@ -210,7 +283,7 @@ impl PinDirectory {
             path = OWN_BPFFS,
             "mounted a bpffs: /sys/fs/bpf is none on this host"
         );
-        Ok(Self { bpffs })
+        Ok(Self::current(bpffs))
     }
 }
 
@@ -237,6 +310,20 @@ pub(super) fn remove_directory(path: &Path) -> Result<bool, InterceptError> {
         }
         Err(error) => Err(InterceptError::file("remove", path)(error)),
     }
+}
+
+/// Removes the files of a directory, which may be missing. The files.
+pub(super) fn remove_files(directory: &Path) -> Result<Vec<PathBuf>, InterceptError> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Ok(Vec::new());
+    };
+    let mut removed = Vec::new();
+    for entry in entries.flatten() {
+        let file = entry.path();
+        fs::remove_file(&file).map_err(InterceptError::file("remove", &file))?;
+        removed.push(file);
+    }
+    Ok(removed)
 }
 
 /// True when nothing is pinned. The kernel itself puts `maps.debug` and `progs.debug` into every bpffs; nobody else can

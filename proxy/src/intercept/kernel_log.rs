@@ -1,14 +1,14 @@
-//! Brings the programs' log lines to `tracing`, target `agent_fips_proxy::intercept::kernel`, level debug.
+//! Brings the programs' records to `tracing`, target `agent_fips_proxy::intercept::kernel`, level debug.
 //!
-//! aya-log writes to a `log::Log` that it is given; ours hands each record to `tracing`, so that there is no second
-//! logging stack. The programs are loaded with logging compiled out (a frozen global) unless that target is enabled at
-//! the time of loading: then it costs nothing.
+//! The programs are loaded with reporting compiled out (a frozen global) unless that target is enabled at the time of
+//! loading: then it costs nothing. The sentences are made here, from records of one size: `proxy-ebpf/src/event.rs`.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::Ebpf;
-use aya_log::EbpfLogger;
+use aya::maps::{MapData, RingBuf};
+use proxy_ebpf::Event;
 
 use super::sys::{self, OwnsDescriptor};
 
@@ -19,22 +19,18 @@ macro_rules! target {
     };
 }
 
-/// What the programs are told to log: aya-log's number of a level, 0 for nothing.
-pub(super) fn level() -> u8 {
-    if tracing::enabled!(target: target!(), tracing::Level::DEBUG) {
-        aya_log::Level::Debug as u8
-    } else {
-        0
-    }
+/// What the programs' global `LOG` becomes: 1 when somebody wants to read.
+pub(super) fn wanted() -> u8 {
+    tracing::enabled!(target: target!(), tracing::Level::DEBUG).into()
 }
 
 /// The programs' log. Nothing is shown until it is drained.
-pub struct KernelLog(EbpfLogger<Bridge>);
+pub struct KernelLog(RingBuf<MapData>);
 
 impl KernelLog {
-    /// `None` when the programs have no log ring: that is worth a line, not a failure.
+    /// `None` when the ring cannot be mapped: that is worth a line, not a failure.
     pub(super) fn new(ebpf: &mut Ebpf) -> Option<Self> {
-        EbpfLogger::init_with_logger(ebpf, Bridge)
+        RingBuf::try_from(ebpf.take_map("EVENTS")?)
             .inspect_err(|error| tracing::warn!(%error, "the eBPF programs' log is not available"))
             .ok()
             .map(Self)
@@ -42,7 +38,15 @@ impl KernelLog {
 
     /// Hands over what is there.
     pub fn drain(&mut self) {
-        self.0.flush();
+        while let Some(record) = self.0.next() {
+            // One static target: the modules of the programs mean nothing to an operator.
+            match Event::from_bytes(&record) {
+                Some(event) => tracing::debug!(target: target!(), "{event}"),
+                None => {
+                    tracing::debug!(target: target!(), length = record.len(), "a record of an unknown size");
+                }
+            }
+        }
     }
 
     /// Hands over lines as they come, until dropped. For a task of a tokio runtime.
@@ -74,19 +78,4 @@ impl std::os::fd::AsRawFd for RawLog {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
         self.0.as_fd().as_raw_fd()
     }
-}
-
-struct Bridge;
-
-impl log::Log for Bridge {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        // One static target: the modules of the programs mean nothing to an operator.
-        tracing::debug!(target: target!(), "{}", record.args());
-    }
-
-    fn flush(&self) {}
 }

@@ -9,12 +9,16 @@ use aya::maps::{HashMap, LpmTrie, Map, MapData, MapInfo, MapType, PerCpuArray, S
 use aya::programs::{Program, ProgramError, ProgramType};
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use proxy_ebpf::{Counter, HandoverKey, MAX_HANDOVER, MAX_PREFIXES, Original, SLOTS, Settings};
+use proxy_ebpf::{
+    Counter, Flow, HandoverKey, Interface, MAX_FLOWS, MAX_HANDOVER, MAX_NETWORKS, MAX_OWN_FLOWS,
+    MAX_PREFIXES, Namespace, Original, OwnFlow, SLOTS, Settings,
+};
 use serde::{Deserialize, Serialize};
 
 use super::error::InterceptError;
 use super::host::PinDirectory;
 use super::kernel_log::{self, KernelLog};
+use super::memlock;
 
 /// The object that `build.rs` compiled.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agent-fips-proxy-ebpf"));
@@ -23,7 +27,13 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agent-f
 pub(super) const AGENT_HOOKS: [&str; 5] =
     ["handover", "getpeername4", "getpeername6", "connect4", "connect6"];
 /// Programs for the proxy's own cgroup.
-pub(super) const OWN_HOOKS: [&str; 2] = ["handover", "original_dst"];
+pub(super) const OWN_HOOKS: [&str; 2] = ["own_handover", "original_dst"];
+/// The program for interfaces.
+pub(super) const CLASSIFIER: &str = "classify";
+/// The program for the host's network namespace.
+pub(super) const SK_LOOKUP: &str = "pick";
+/// The program that tells a namespace's cookie; attached to our own cgroup while it is asked.
+pub(super) const NETNS_PROBE: &str = "netns_probe";
 
 /// Optional kernel features that the programs use when they are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,13 +65,18 @@ impl Features {
 }
 
 /// The loaded programs and the maps that user space writes.
-pub(super) struct Loaded {
+pub struct Loaded {
     pub(super) ebpf: Ebpf,
     pub(super) settings: HashMap<MapData, u32, Settings>,
     pub(super) prefix4: LpmTrie<MapData, u32, u32>,
     pub(super) prefix6: LpmTrie<MapData, [u32; 4], u32>,
     pub(super) listeners: SockMap<MapData>,
     pub(super) counters: PerCpuArray<MapData, u64>,
+    pub(super) namespaces: HashMap<MapData, u64, Namespace>,
+    pub(super) interfaces: HashMap<MapData, u32, Interface>,
+    pub(super) flows: HashMap<MapData, Flow, u32>,
+    pub(super) own_flows: HashMap<MapData, OwnFlow, u32>,
+    pub(super) probed: HashMap<MapData, u64, u64>,
     pub(super) features: Features,
     pub(super) log: Option<KernelLog>,
     /// Every pinned map once more, to pin it again after somebody removed the pins.
@@ -69,6 +84,14 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
+    /// Loads every program, with its maps pinned below `pins`; takes over maps that are pinned there.
+    ///
+    /// # Errors
+    /// A missing capability, a kernel that refuses a program, or a bpffs that cannot be written.
+    pub fn open(pins: &PinDirectory) -> Result<Self, InterceptError> {
+        load(pins)
+    }
+
     /// Pins every map again.
     pub(super) fn restore_pins(&self, pins: &PinDirectory) -> Result<(), InterceptError> {
         for (name, map) in &self.handles {
@@ -91,7 +114,7 @@ struct Layout {
     entries: u32,
 }
 
-const LAYOUTS: [Layout; 8] = {
+const LAYOUTS: [Layout; 12] = {
     const fn layout(name: &'static str, kind: MapType, key: usize, value: usize, entries: u32) -> Layout {
         Layout {
             name,
@@ -114,6 +137,28 @@ const LAYOUTS: [Layout; 8] = {
             size_of::<HandoverKey>(),
             size_of::<Original>(),
             MAX_HANDOVER,
+        ),
+        layout(
+            "NAMESPACES",
+            MapType::Hash,
+            8,
+            size_of::<Namespace>(),
+            MAX_NETWORKS,
+        ),
+        layout(
+            "INTERFACES",
+            MapType::Hash,
+            4,
+            size_of::<Interface>(),
+            MAX_NETWORKS,
+        ),
+        layout("FLOWS", MapType::LruHash, size_of::<Flow>(), 4, MAX_FLOWS),
+        layout(
+            "OWN_FLOWS",
+            MapType::LruHash,
+            size_of::<OwnFlow>(),
+            4,
+            MAX_OWN_FLOWS,
         ),
         layout("COUNTERS", MapType::PerCpuArray, 4, 8, counter_count()),
     ]
@@ -138,20 +183,22 @@ pub(super) fn load(pins: &PinDirectory) -> Result<Loaded, InterceptError> {
     let has_set_retval = u8::from(features.set_retval);
     let has_cookie = u8::from(features.sockops_netns_cookie);
     let page_size = page_size();
-    let level = kernel_log::level();
+    let wanted = kernel_log::wanted();
+    memlock::raise();
     let mut loader = EbpfLoader::new();
     loader
         .override_global("HAS_SET_RETVAL", &has_set_retval, true)
         .override_global("HAS_SOCKOPS_NETNS_COOKIE", &has_cookie, true)
         .override_global("PAGE_SIZE", &page_size, true)
-        .override_global(aya_log::LEVEL, &level, true);
+        .override_global("LOG", &wanted, true);
     for layout in &LAYOUTS {
         loader.map_pin_path(layout.name, pins.maps().join(layout.name));
     }
     let mut ebpf = loader
         .load(OBJECT)
         .map_err(|source| InterceptError::Object(Box::new(source)))?;
-    for name in AGENT_HOOKS.into_iter().chain(OWN_HOOKS) {
+    let others = [CLASSIFIER, SK_LOOKUP, NETNS_PROBE];
+    for name in AGENT_HOOKS.into_iter().chain(OWN_HOOKS).chain(others) {
         load_program(&mut ebpf, name)?;
     }
     let handles = LAYOUTS
@@ -162,13 +209,18 @@ pub(super) fn load(pins: &PinDirectory) -> Result<Loaded, InterceptError> {
                 .map_err(InterceptError::map("open the pin of", layout.name))
         })
         .collect::<Result<_, _>>()?;
-    let log = (level > 0).then(|| KernelLog::new(&mut ebpf)).flatten();
+    let log = (wanted > 0).then(|| KernelLog::new(&mut ebpf)).flatten();
     Ok(Loaded {
         settings: take(&mut ebpf, "SETTINGS")?,
         prefix4: take(&mut ebpf, "PREFIX4")?,
         prefix6: take(&mut ebpf, "PREFIX6")?,
         listeners: take(&mut ebpf, "LISTENERS")?,
         counters: take(&mut ebpf, "COUNTERS")?,
+        namespaces: take(&mut ebpf, "NAMESPACES")?,
+        interfaces: take(&mut ebpf, "INTERFACES")?,
+        flows: take(&mut ebpf, "FLOWS")?,
+        own_flows: take(&mut ebpf, "OWN_FLOWS")?,
+        probed: take(&mut ebpf, "PROBED")?,
         ebpf,
         features,
         log,
@@ -188,17 +240,15 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), InterceptErro
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
         Program::SockOps(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     };
-    match result {
-        // `handover` is in both lists.
-        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
-        Err(source) => Err(InterceptError::Program {
-            program: name,
-            kernel: kernel(),
-            source: Box::new(source),
-        }),
-    }
+    result.map_err(|source| InterceptError::Program {
+        program: name,
+        kernel: kernel(),
+        source: Box::new(source),
+    })
 }
 
 fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, InterceptError>

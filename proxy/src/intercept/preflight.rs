@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::host::{Cgroup2, OWN_BPFFS, is_filesystem};
 use super::load::{Features, kernel};
+use super::memlock;
 use super::own;
 
 /// Lowest kernel that every program was seen to load on.
@@ -34,7 +35,7 @@ pub struct Check {
 }
 
 impl Check {
-    fn new(name: &str, ok: bool, detail: impl Into<String>, cure: &str) -> Self {
+    pub(super) fn new(name: &str, ok: bool, detail: impl Into<String>, cure: &str) -> Self {
         Self {
             name: name.to_owned(),
             ok,
@@ -45,7 +46,7 @@ impl Check {
         }
     }
 
-    fn optional(mut self) -> Self {
+    pub(super) fn optional(mut self) -> Self {
         self.required = false;
         self
     }
@@ -55,8 +56,36 @@ impl Check {
 pub fn checks() -> Vec<Check> {
     let mut rows = vec![kernel_version(&kernel())];
     rows.extend(NEEDED.iter().map(capability));
-    rows.extend([cgroup2(), membership(), bpffs(), programs(), btf(), jit()]);
+    if parse_release(&kernel()).is_some_and(|version| version < DEAD_CODE_IS_DEAD) {
+        rows.push(capability(&PERFMON));
+    }
+    rows.extend(memlock::check());
+    rows.extend([cgroup2(), membership(), bpffs(), programs(), btf(), jit(), pods()]);
     rows
+}
+
+/// What Agents in network namespaces of their own need on top.
+fn pods() -> Check {
+    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let missing: Vec<String> = [Capability::CAP_SYS_ADMIN, Capability::CAP_SYS_PTRACE]
+        .into_iter()
+        .filter(|capability| !has(*capability))
+        .map(|capability| capability.to_string())
+        .collect();
+    Check::new(
+        "agents in pods",
+        missing.is_empty(),
+        if missing.is_empty() {
+            "their network namespaces can be seen and entered".to_owned()
+        } else {
+            format!(
+                "{} missing: setns() and the namespaces of other users' processes need them; Agents of the host do not",
+                missing.join(" and ")
+            )
+        },
+        "grant them where Agents run in pods; a pod of the proxy needs hostPID too",
+    )
+    .optional()
 }
 
 /// The first required check that fails, when interception cannot work here. A missing capability comes first: without
@@ -92,6 +121,16 @@ const NEEDED: [Needed; 3] = [
         in_sys_admin: false,
     },
 ];
+
+/// First kernel with every helper that the programs call (`bpf_set_retval`). An older one without CAP_PERFMON follows branches
+/// that are never taken, as a processor might speculatively, and refuses the helper that it does not know; 5.10 also refuses
+/// to compare the ends of a getsockopt buffer ("pointer comparison prohibited"). Both seen on 5.10; not needed on 6.1.
+const DEAD_CODE_IS_DEAD: (u32, u32) = (5, 18);
+const PERFMON: Needed = Needed {
+    capability: Capability::CAP_PERFMON,
+    calls: "bpf(BPF_PROG_LOAD) before Linux 5.18",
+    in_sys_admin: true,
+};
 
 fn capability(needed: &Needed) -> Check {
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
@@ -130,7 +169,7 @@ fn kernel_version(release: &str) -> Check {
     )
 }
 
-fn parse_release(release: &str) -> Option<(u32, u32)> {
+pub(super) fn parse_release(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }

@@ -1,15 +1,19 @@
 //! The system calls that neither std nor nix offers: every `unsafe` of the kernel side is in this file.
 
 use std::ffi::{CStr, c_int, c_uint};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::libc;
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// `SO_NETNS_COOKIE` (asm-generic/socket.h, kernel 5.14).
 const SO_NETNS_COOKIE: c_int = 71;
+/// `NS_GET_NSTYPE`: `_IO(0xb7, 3)` (linux/nsfs.h).
+const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 /// `FSOPEN_CLOEXEC` and `FSMOUNT_CLOEXEC` (linux/mount.h, kernel 5.2).
 const CLOEXEC: c_uint = 1;
 /// `FSCONFIG_CMD_CREATE`
@@ -63,6 +67,76 @@ pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<Option<u64>> {
     }
 }
 
+/// The programs attached to a cgroup itself, not those it inherits, and the flags they were attached with
+/// (`BPF_PROG_QUERY`, kernel 4.15).
+pub(super) fn cgroup_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<(u32, Vec<u32>)> {
+    /// The fields of `union bpf_attr` for this command, up to those that we use (linux/bpf.h).
+    #[repr(C)]
+    struct Query {
+        target: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        ids: u64,
+        count: u32,
+        reserved: u32,
+    }
+    /// `BPF_PROG_QUERY`
+    const COMMAND: c_int = 16;
+    let mut ids = [0_u32; 64];
+    let mut query = Query {
+        target: u32::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?,
+        attach_type,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: 64,
+        reserved: 0,
+    };
+    // SAFETY: `query` and the array it points to are live for the call and as large as they say. aya asks this only for
+    // network devices.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, COMMAND, &raw mut query, size_of::<Query>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let count = (query.count as usize).min(ids.len());
+    Ok((query.attach_flags, ids[..count].to_vec()))
+}
+
+/// The cookie of a socket (`SO_COOKIE`, kernel 4.6).
+pub(super) fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length: libc::socklen_t = 8;
+    // SAFETY: value and length are live and of the size given. nix has no such option.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// True when the open file is a network namespace: on nsfs, and of that type (`NS_GET_NSTYPE`, kernel 4.11).
+pub(super) fn is_network_namespace(file: &File) -> io::Result<bool> {
+    if fstatfs(file)?.filesystem_type() != NSFS_MAGIC {
+        return Ok(false);
+    }
+    // SAFETY: takes no argument, and the file system is the one that knows this request. nix has no such call.
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
+    if kind < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(kind == libc::CLONE_NEWNET)
+}
+
 fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     let descriptor = c_int::try_from(result).map_err(io::Error::other)?;
     if descriptor < 0 {
@@ -102,8 +176,29 @@ mod tests {
     }
 
     #[test]
+    fn only_a_network_namespace_is_one() {
+        for (path, expected) in [
+            ("/proc/self/ns/net", true),
+            ("/proc/self/ns/uts", false),
+            ("/proc/self/stat", false),
+        ] {
+            let file = File::open(path).unwrap();
+            assert_eq!(is_network_namespace(&file).unwrap(), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn sockets_have_cookies_of_their_own() {
+        let a = TcpListener::bind("127.0.0.1:0").unwrap();
+        let b = TcpListener::bind("127.0.0.1:0").unwrap();
+        let cookie = socket_cookie(a.as_fd()).unwrap();
+        assert_eq!(cookie, socket_cookie(a.as_fd()).unwrap());
+        assert_ne!(cookie, socket_cookie(b.as_fd()).unwrap());
+    }
+
+    #[test]
     fn no_socket_no_cookie() {
-        let file = std::fs::File::open("/proc/self/stat").unwrap();
+        let file = File::open("/proc/self/stat").unwrap();
         assert_eq!(
             netns_cookie(file.as_fd()).unwrap_err().raw_os_error(),
             Some(libc::ENOTSOCK)

@@ -2,21 +2,24 @@
 //! programs), pinned maps, empty cgroups, our own bpffs mount.
 
 use std::fmt;
-use std::fs;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::attach::{detach_agent, pinned_cgroups};
+use super::attach::{self, detach_agent, pinned_cgroups};
 use super::error::InterceptError;
-use super::host::{Cgroup2, PinDirectory};
+use super::host::{Cgroup2, PinDirectory, remove_files};
 use super::own;
+use super::tables::own_qdiscs;
+use super::tc;
 
 /// What was removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UninstallReport {
     /// Pinned links: each was a program attached to an Agent's cgroup.
     pub links: Vec<PathBuf>,
+    /// Classifiers, rules and routes of the datapath `tc`, in words.
+    pub classifiers: Vec<String>,
     /// Pinned maps.
     pub maps: Vec<PathBuf>,
     /// Directories in bpffs, and the mount of our own bpffs.
@@ -44,6 +47,10 @@ impl fmt::Display for UninstallReport {
             ("cgroup", &self.cgroups),
         ];
         let mut first = true;
+        for what in &self.classifiers {
+            let between = if std::mem::take(&mut first) { "" } else { "\n" };
+            write!(f, "{between}removed {what}")?;
+        }
         for (what, paths) in parts {
             for path in paths {
                 let between = if std::mem::take(&mut first) { "" } else { "\n" };
@@ -54,7 +61,23 @@ impl fmt::Display for UninstallReport {
     }
 }
 
-/// Removes everything of ours. A master that runs notices at its next scan and does not attach again.
+impl tc::Removed {
+    /// One phrase for each kind of thing that was taken away.
+    fn words(&self) -> Vec<String> {
+        [
+            (self.links, "TCX classifiers"),
+            (self.filters, "classic classifiers"),
+            (self.qdiscs, "clsact qdiscs that we had made"),
+            (self.routes, "routing rules and routes"),
+        ]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect()
+    }
+}
+
+/// Removes everything of ours. A master that runs notices at its next look, and puts nothing back.
 ///
 /// # Errors
 /// The first thing that could not be removed, named; what was removed before stays removed.
@@ -62,6 +85,7 @@ pub fn uninstall() -> Result<UninstallReport, InterceptError> {
     let mut report = UninstallReport::default();
     // More than one place may hold pins: ours from before the host mounted its own bpffs.
     while let Some(pins) = PinDirectory::find() {
+        remove_other_layouts(&pins, &mut report)?;
         let removed = remove_pins(&pins, &mut report)?;
         report.directories.extend(removed.iter().cloned());
         // Only when our own mount was removed may there be another place.
@@ -75,20 +99,34 @@ pub fn uninstall() -> Result<UninstallReport, InterceptError> {
     Ok(report)
 }
 
-/// Removes the pins of one place, links first: the maps must not be missing under a running program's successor.
+/// Removes what other versions pinned, which detaches their programs. A running instance calls it once its own programs
+/// are attached: the older ones have no listener any more and would refuse every connection.
+pub(super) fn remove_other_layouts(
+    pins: &PinDirectory,
+    report: &mut UninstallReport,
+) -> Result<(), InterceptError> {
+    for other in pins.other_layouts() {
+        let removed = remove_pins(&other, report)?;
+        report.directories.extend(removed);
+    }
+    Ok(())
+}
+
+/// Removes the pins of one place. The maps go out of the way first, which a running instance understands, and are removed
+/// last: they must not be missing under a running program's successor.
 pub(super) fn remove_pins(
     pins: &PinDirectory,
     report: &mut UninstallReport,
 ) -> Result<Vec<PathBuf>, InterceptError> {
+    let maps = pins.withdraw_maps()?;
+    // The table of interfaces says which qdiscs are ours.
+    let removed = tc::uninstall(&pins.classifiers(), &own_qdiscs(&maps))?;
+    report.classifiers.extend(removed.words());
     for id in pinned_cgroups(pins)? {
         report.links.extend(detach_agent(pins, id)?);
     }
-    if let Ok(entries) = fs::read_dir(pins.maps()) {
-        for entry in entries.flatten() {
-            let pin = entry.path();
-            fs::remove_file(&pin).map_err(InterceptError::file("remove", &pin))?;
-            report.maps.push(pin);
-        }
-    }
+    // After the classifiers that lead packets to it.
+    report.links.extend(attach::unpin(&pins.sk_lookup())?);
+    report.maps.extend(remove_files(&maps)?);
     pins.remove()
 }

@@ -1,0 +1,306 @@
+//! The networks that we serve besides the host's own: Agents' network namespaces, and interfaces behind which we know of
+//! none. Each has a pair of loopback listeners, a slot under which the kernel programs find them, and a number that the
+//! worker knows it by. Slots are few and used again; a number never is, so that nothing of a pod that is gone can be taken
+//! for another one's.
+//!
+//! With the datapath `cgroup` the listeners are made inside the namespace; with `tc` they are transparent listeners of the
+//! host. Both are made by the master, in our own cgroup, and handed to the worker.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::net::if_::InterfaceFlags;
+use proxy_ebpf::MAX_NETWORKS;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::choose::Taken;
+use super::error::InterceptError;
+use super::netns::{Namespace, NamespaceId, NamespaceThread};
+
+/// Pending connections of a pod's listener: it serves one Agent, not a host.
+const BACKLOG: i32 = 1024;
+/// How often another port is tried when the kernel's choice is taken in another namespace (see [`Networks::open`]).
+const PORT_TRIES: usize = 16;
+
+/// A slot without listeners, for ever: what is led there is refused or let go, as `intercept.on_failure` says.
+pub(super) const NOBODY: u32 = MAX_NETWORKS - 1;
+
+/// What a network is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Key {
+    /// A network namespace, taken this way.
+    Namespace(NamespaceId, Taken),
+    /// Everything behind the interfaces of `intercept.interfaces` whose namespace is nobody's that we know.
+    Interfaces,
+}
+
+/// One network.
+#[derive(Debug)]
+pub(super) struct Network {
+    /// For the worker.
+    pub(super) id: u32,
+    /// For the kernel's tables.
+    pub(super) slot: u32,
+    pub(super) cookie: u64,
+    namespace: Option<Arc<Namespace>>,
+    ports: [u16; 2],
+}
+
+/// The listeners of a new network. A namespace without IPv6 has only one.
+#[derive(Debug)]
+pub struct NetworkListeners {
+    /// Number of the network, never used again.
+    pub network: u32,
+    /// Its slot in the kernel's tables.
+    pub slot: u32,
+    /// How its connections come.
+    pub taken: Taken,
+    /// On 127.0.0.1.
+    pub v4: Option<TcpListener>,
+    /// On ::1.
+    pub v6: Option<TcpListener>,
+}
+
+/// All of them.
+pub(super) struct Networks {
+    thread: NamespaceThread,
+    served: BTreeMap<Key, Network>,
+    last: u32,
+}
+
+impl Networks {
+    pub(super) fn new() -> Result<Self, InterceptError> {
+        let thread = NamespaceThread::start().map_err(|source| InterceptError::Call {
+            call: "starting the thread that enters network namespaces",
+            source,
+        })?;
+        Ok(Self {
+            thread,
+            served: BTreeMap::new(),
+            last: 0,
+        })
+    }
+
+    pub(super) fn get(&self, key: Key) -> Option<&Network> {
+        self.served.get(&key)
+    }
+
+    /// True when hooks serve the namespace with this cookie.
+    pub(super) fn serves_by_cgroup(&self, cookie: u64) -> bool {
+        self.served
+            .iter()
+            .any(|(key, network)| network.cookie == cookie && matches!(key, Key::Namespace(_, Taken::Cgroup)))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.served.len()
+    }
+
+    pub(super) fn keys(&self) -> Vec<Key> {
+        self.served.keys().copied().collect()
+    }
+
+    /// The thread that enters namespaces.
+    pub(super) fn thread(&self) -> &NamespaceThread {
+        &self.thread
+    }
+
+    /// Makes a network's listeners and gives it a slot. `known` is what the kernel's tables say of slots, by namespace
+    /// cookie: the one that an earlier process gave this namespace is taken again, so that what is in the tables stays
+    /// true, and none that they name for another one. `cookie` asks the kernel for the namespace of a socket that was
+    /// made there.
+    ///
+    /// Ports differ between all networks: a kernel that cannot tell namespaces apart in sockops (before 5.15) tells
+    /// connections apart by the listener's port.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, its loopback is not up yet or cannot be used, or there is no slot left.
+    pub(super) fn open(
+        &mut self,
+        key: Key,
+        namespace: Option<&Arc<Namespace>>,
+        cookie: impl FnOnce(&UdpSocket) -> Result<u64, InterceptError>,
+        known: &BTreeMap<u64, u32>,
+    ) -> Result<NetworkListeners, InterceptError> {
+        let taken = match key {
+            Key::Namespace(_, taken) => taken,
+            Key::Interfaces => Taken::Tc,
+        };
+        let busy: Vec<u16> = self.served.values().flat_map(|network| network.ports).collect();
+        let make = move || pair(taken == Taken::Tc, &busy);
+        let made = match (taken, namespace) {
+            (Taken::Cgroup, Some(namespace)) => self
+                .thread
+                .run(namespace, move || loopback_is_up().then(make))
+                .map_err(entering)?
+                .ok_or(InterceptError::LoopbackDown)?,
+            _ => make(),
+        };
+        let (v4, v6) = made.map_err(|source| InterceptError::Call {
+            call: "binding a listener on 127.0.0.1 or ::1 for a pod (is `lo` up in its network namespace?)",
+            source,
+        })?;
+        if v4.is_none() && v6.is_none() {
+            return Err(InterceptError::Unsupported(
+                "the network namespace has neither 127.0.0.1 nor ::1".to_owned(),
+            ));
+        }
+        let cookie = match namespace {
+            Some(namespace) => {
+                let probe = self
+                    .thread
+                    .run(namespace, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))
+                    .and_then(|made| made)
+                    .map_err(entering)?;
+                cookie(&probe)?
+            }
+            None => 0,
+        };
+        let free = |slot: &u32| {
+            (1..NOBODY).contains(slot)
+                && self.served.values().all(|other| other.slot != *slot)
+                && known
+                    .iter()
+                    .all(|(other, named)| named != slot || *other == cookie)
+        };
+        let slot = known
+            .get(&cookie)
+            .copied()
+            .filter(free)
+            .or_else(|| (1..NOBODY).find(free))
+            .ok_or_else(|| {
+                InterceptError::Unsupported(format!(
+                    "more than {} network namespaces of Agents on one host",
+                    NOBODY - 1
+                ))
+            })?;
+        let port = |listener: &Option<TcpListener>| {
+            listener
+                .as_ref()
+                .and_then(|listener| listener.local_addr().ok())
+                .map_or(0, |address| address.port())
+        };
+        self.last += 1;
+        let id = self.last;
+        let network = Network {
+            id,
+            slot,
+            cookie,
+            namespace: namespace.cloned(),
+            ports: [port(&v4), port(&v6)],
+        };
+        self.served.insert(key, network);
+        Ok(NetworkListeners {
+            network: id,
+            slot,
+            taken,
+            v4,
+            v6,
+        })
+    }
+
+    /// Forgets a network; whoever holds its listeners closes them.
+    pub(super) fn close(&mut self, key: Key) -> Option<Network> {
+        self.served.remove(&key)
+    }
+
+    /// A TCP socket for a connection to an intake, made where the Agent of this network lives, in our own cgroup.
+    ///
+    /// # Errors
+    /// There is no such network (any more), or its namespace cannot be entered.
+    pub(super) fn socket(&self, network: u32, ipv6: bool) -> io::Result<OwnedFd> {
+        let found = self
+            .served
+            .values()
+            .find(|served| served.id == network)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the Agent's network is gone"))?;
+        let make = move || {
+            let domain = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
+            Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).map(OwnedFd::from)
+        };
+        match &found.namespace {
+            Some(namespace) => self.thread.run(namespace, make)?,
+            None => make(),
+        }
+    }
+}
+
+fn entering(source: io::Error) -> InterceptError {
+    InterceptError::Call {
+        call: "entering an Agent's network namespace (setns needs CAP_SYS_ADMIN)",
+        source,
+    }
+}
+
+type Pair = (Option<TcpListener>, Option<TcpListener>);
+
+/// Whether `lo` is up in the calling thread's network namespace. Before that 127.0.0.1 can be bound and ::1 cannot, which
+/// would look like a namespace without IPv6.
+fn loopback_is_up() -> bool {
+    // A list that cannot be read is left to the bind to complain about.
+    nix::ifaddrs::getifaddrs().map_or(true, |mut all| {
+        all.any(|one| one.interface_name == "lo" && one.flags.contains(InterfaceFlags::IFF_UP))
+    })
+}
+
+/// A listener for each family. That a family does not exist here is no error.
+fn pair(transparent: bool, busy: &[u16]) -> io::Result<Pair> {
+    let one = |ip: IpAddr| match listener(ip, transparent, busy) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error)
+            if ip.is_ipv6()
+                && matches!(
+                    error.raw_os_error(),
+                    Some(nix::libc::EADDRNOTAVAIL | nix::libc::EAFNOSUPPORT)
+                ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    };
+    Ok((one(Ipv4Addr::LOCALHOST.into())?, one(Ipv6Addr::LOCALHOST.into())?))
+}
+
+fn listener(ip: IpAddr, transparent: bool, busy: &[u16]) -> io::Result<TcpListener> {
+    let address = SocketAddr::new(ip, 0);
+    let mut tries = Vec::new();
+    loop {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if ip.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        if transparent {
+            // One flag for both families: IPV6_TRANSPARENT sets the same bit.
+            socket.set_ip_transparent_v4(true)?;
+            // What it accepts has the intake's port as its own. Without this, whoever wants that port on a wildcard address
+            // of this host, as an ingress does, could not have it while such a connection is open.
+            socket.set_reuse_address(true)?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        let port = socket
+            .local_addr()?
+            .as_socket()
+            .map_or(0, |address| address.port());
+        if busy.contains(&port) && tries.len() < PORT_TRIES {
+            // Kept open until another one is found, else the kernel might choose it again.
+            tries.push(socket);
+            continue;
+        }
+        socket.listen(BACKLOG)?;
+        return Ok(socket.into());
+    }
+}
+
+/// For the kernel's tables.
+impl NetworkListeners {
+    pub(super) fn descriptors(&self) -> [Option<std::os::fd::BorrowedFd<'_>>; 2] {
+        [
+            self.v4.as_ref().map(AsFd::as_fd),
+            self.v6.as_ref().map(AsFd::as_fd),
+        ]
+    }
+}
