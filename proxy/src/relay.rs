@@ -8,13 +8,14 @@
 //! Everything here runs on one thread: a `current_thread` runtime inside a `LocalSet`. A connection, its upstream
 //! connections and their state stay on that thread (`Rc`, no locks); only [`Shared`] is seen by several threads.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::catalog::{Catalog, Product};
@@ -25,12 +26,14 @@ mod accept;
 mod classify;
 mod decide;
 mod http;
+pub mod network;
 mod origin;
 pub mod outcome;
 mod timer;
 mod tunnel;
 pub mod upstream;
 
+use network::{NetworkId, Sockets, Taken};
 pub use origin::kernel_original_dst;
 use outcome::{ConnectionRecord, RequestRecord, Via};
 use upstream::connect::Handshake;
@@ -41,8 +44,13 @@ use upstream::resolve::Resolver;
 pub enum Role {
     /// A port of the Agent's `fips.*` range: plain HTTP for this product.
     Explicit(Product),
-    /// Connections that the cgroup programs bring here; each has an original destination.
-    Intercept,
+    /// Connections that the kernel programs bring here; each has an original destination.
+    Intercept {
+        /// Where the clients are.
+        network: NetworkId,
+        /// How they come.
+        taken: Taken,
+    },
 }
 
 impl Role {
@@ -50,7 +58,29 @@ impl Role {
     pub fn via(self) -> Via {
         match self {
             Self::Explicit(_) => Via::Explicit,
-            Self::Intercept => Via::Cgroup,
+            Self::Intercept {
+                taken: Taken::Cgroup, ..
+            } => Via::Cgroup,
+            Self::Intercept { taken: Taken::Tc, .. } => Via::Tc,
+        }
+    }
+
+    /// Where its clients are.
+    pub fn network(self) -> NetworkId {
+        match self {
+            Self::Explicit(_) => NetworkId::HOST,
+            Self::Intercept { network, .. } => network,
+        }
+    }
+
+    /// The namespace that the listener itself is in: what `tc` takes in a pod is brought to the host.
+    fn home(self) -> NetworkId {
+        match self {
+            Self::Intercept {
+                network,
+                taken: Taken::Cgroup,
+            } => network,
+            Self::Intercept { taken: Taken::Tc, .. } | Self::Explicit(_) => NetworkId::HOST,
         }
     }
 }
@@ -64,7 +94,17 @@ pub struct Listener {
     pub socket: std::net::TcpListener,
 }
 
-/// Finds the original destination of an accepted socket; [`kernel_original_dst`] outside tests.
+/// What changes while a data thread serves.
+#[derive(Debug)]
+pub enum Change {
+    /// Serve these too.
+    Add(Vec<Listener>),
+    /// The network is gone: its listeners are closed at once and requests in flight finish, as when draining. Nothing of
+    /// it is kept open afterwards, so that the namespace can go. [`NetworkId::HOST`] never goes.
+    Remove(NetworkId),
+}
+
+/// Finds the original destination of a connection that the cgroup programs brought; [`kernel_original_dst`] outside tests.
 pub type OriginLookup = Arc<dyn Fn(&TcpStream) -> std::io::Result<SocketAddr> + Send + Sync>;
 
 /// What all data threads share. `H` is TLS towards the intake: [`tls::Client`], or a fake one in tests.
@@ -83,6 +123,8 @@ pub struct Shared<H = tls::Client> {
     pub slots: Arc<Slots>,
     /// Asks for the original destination of an intercepted connection.
     pub origin: OriginLookup,
+    /// Sockets of Agent pods' namespaces.
+    pub sockets: Arc<dyn Sockets>,
 }
 
 /// Takes the records of the data path. Called on the data threads, once per request or connection: it must not block.
@@ -139,31 +181,89 @@ impl Drop for Slot {
     }
 }
 
-/// Serves `listeners` until `drain` becomes true (or its sender is gone), then finishes what is in flight.
+/// Serves `listeners`, and what `changes` brings, until `drain` becomes true (or its sender is gone), then finishes what is
+/// in flight. The sender of `changes` may go earlier: then nothing changes any more.
 ///
 /// Must run inside a [`tokio::task::LocalSet`]. Draining drops the listeners at once, lets requests in flight finish
 /// (answered with `Connection: close`), and cuts what is left after `limits.drain_timeout`.
 pub async fn serve<H: Handshake>(
     listeners: Vec<Listener>,
+    mut changes: mpsc::UnboundedReceiver<Change>,
     shared: Arc<Shared<H>>,
-    drain: watch::Receiver<bool>,
+    mut drain: watch::Receiver<bool>,
 ) {
-    let own = listeners
-        .iter()
-        .filter_map(|listener| listener.socket.local_addr().ok())
-        .collect();
-    let thread = Rc::new(accept::Thread::new(shared, own));
+    let thread = Rc::new(accept::Thread::new(shared));
     let sweeper = tokio::task::spawn_local(upstream::pool::sweep(Rc::clone(&thread.pool)));
-    let mut loops = JoinSet::new();
-    for listener in listeners {
-        loops.spawn_local(accept::listen(listener, Rc::clone(&thread), drain.clone()));
-    }
-    while let Some(ended) = loops.join_next().await {
-        if let Err(error) = ended {
-            tracing::error!(%error, "an accept loop ended abnormally");
+    let mut serving = Serving {
+        thread,
+        loops: JoinSet::new(),
+        stop: HashMap::new(),
+    };
+    serving.add(listeners);
+    let mut changing = true;
+    loop {
+        tokio::select! {
+            biased;
+            () = drained(&mut drain) => break,
+            change = changes.recv(), if changing => match change {
+                Some(Change::Add(listeners)) => serving.add(listeners),
+                Some(Change::Remove(network)) => serving.remove(network),
+                None => changing = false,
+            },
+            Some(ended) = serving.loops.join_next(), if !serving.loops.is_empty() => told(ended),
         }
     }
+    // With whatever listener is still in it.
+    drop(changes);
+    for stop in serving.stop.values() {
+        stop.send_replace(true);
+    }
+    while let Some(ended) = serving.loops.join_next().await {
+        told(ended);
+    }
     sweeper.abort();
+}
+
+/// The listeners of one thread.
+struct Serving<H> {
+    thread: Rc<accept::Thread<H>>,
+    loops: JoinSet<()>,
+    /// By network: what tells its accept loops to drain.
+    stop: HashMap<NetworkId, watch::Sender<bool>>,
+}
+
+impl<H: Handshake> Serving<H> {
+    fn add(&mut self, listeners: Vec<Listener>) {
+        for listener in listeners {
+            let network = listener.role.network();
+            self.thread
+                .enter(listener.role, listener.socket.local_addr().ok());
+            let stop = self
+                .stop
+                .entry(network)
+                .or_insert_with(|| watch::Sender::new(false))
+                .subscribe();
+            self.loops
+                .spawn_local(accept::listen(listener, Rc::clone(&self.thread), stop));
+        }
+    }
+
+    fn remove(&mut self, network: NetworkId) {
+        if network.is_host() {
+            return;
+        }
+        // Other threads hear it too; it concerns the one that has the listeners.
+        if let Some(stop) = self.stop.remove(&network) {
+            stop.send_replace(true);
+            self.thread.leave(network);
+        }
+    }
+}
+
+fn told(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "an accept loop ended abnormally");
+    }
 }
 
 /// Completes when draining begins; a vanished sender means the same.

@@ -4,13 +4,15 @@
 //! - [`master`]: the event loop; starts, replaces and drains workers, reloads, toggles, stops.
 //! - [`listeners`]: what is bound, each by itself; a busy port is reported by name and the others serve.
 //! - [`interception`]: on, off and unavailable: the master's side of the kernel programs.
-//! - [`channel`] and [`protocol`]: how master and worker talk; descriptors travel beside the first message.
+//! - [`channel`] and [`protocol`]: how master and worker talk; descriptors travel beside their messages.
 //! - [`process`]: starting a worker and knowing when it ended.
-//! - [`worker`]: what the child does; [`privileges`]: what it gives up first.
+//! - [`worker`]: what the child does; [`privileges`]: what it gives up first; [`broker`]: how its data threads get sockets
+//!   of Agent pods' namespaces.
 //! - [`admin`]: the socket that `status` and `intercept on|off` speak to.
 //! - [`notify`]: the service manager.
 
 pub mod admin;
+pub mod broker;
 pub mod channel;
 pub mod interception;
 pub mod listeners;

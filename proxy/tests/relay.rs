@@ -15,6 +15,8 @@ mod harness;
 mod intercept;
 #[path = "relay/lifecycle.rs"]
 mod lifecycle;
+#[path = "relay/networks.rs"]
+mod networks;
 #[path = "relay/secrets.rs"]
 mod secrets;
 #[path = "relay/smuggling.rs"]

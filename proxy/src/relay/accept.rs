@@ -1,5 +1,6 @@
 //! Accepts connections, and takes each to its end with one record.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -16,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::classify::{self, Class, First};
 use super::decide::{self, Decision};
 use super::http::{self, answer, head};
+use super::network::{self, NetworkId};
 use super::origin::{self, ClientAddr, Origin, OriginalDst, canonical};
 use super::outcome::{ConnectionRecord, Outcome, Via};
 use super::tunnel;
@@ -39,29 +41,60 @@ pub(super) struct Thread<H> {
     pub(super) shared: Arc<Shared<H>>,
     pub(super) pool: Rc<Pool>,
     pub(super) targets: Targets,
-    own: Vec<SocketAddr>,
+    own: RefCell<Vec<Own>>,
+}
+
+/// One listener of this thread.
+struct Own {
+    /// Whose clients come to it.
+    network: NetworkId,
+    /// The namespace that its address is in.
+    home: NetworkId,
+    address: SocketAddr,
 }
 
 impl<H> Thread<H> {
-    pub(super) fn new(shared: Arc<Shared<H>>, own: Vec<SocketAddr>) -> Self {
+    pub(super) fn new(shared: Arc<Shared<H>>) -> Self {
         let pool = Rc::new(Pool::new(shared.config.upstream.pool_idle_timeout));
         Self {
             shared,
             pool,
             targets: Targets::default(),
-            own,
+            own: RefCell::default(),
         }
     }
 
-    /// True for an address that one of our listeners answers: dialling it would be a loop.
-    pub(super) fn is_own(&self, address: SocketAddr) -> bool {
+    /// A listener of ours is served from now on.
+    pub(super) fn enter(&self, role: Role, address: Option<SocketAddr>) {
+        let network = role.network();
+        self.pool.enter(network);
+        self.own.borrow_mut().extend(address.map(|address| Own {
+            network,
+            home: role.home(),
+            address: canonical(address),
+        }));
+    }
+
+    /// A network is gone, and with it its listeners and idle connections.
+    pub(super) fn leave(&self, network: NetworkId) {
+        self.own.borrow_mut().retain(|own| own.network != network);
+        self.pool.leave(network);
+    }
+
+    /// True for an address that one of our listeners answers: dialling it for a client of `network` would be a loop. A
+    /// loopback address means another place in each namespace; any other one of the host's is reached from everywhere.
+    pub(super) fn is_own(&self, network: NetworkId, address: SocketAddr) -> bool {
+        let from = network::dialled_from(&self.shared, network);
         let address = canonical(address);
-        self.own.iter().map(|own| canonical(*own)).any(|own| {
-            own.port() == address.port()
-                && (own.ip() == address.ip()
-                    || (own.ip().is_unspecified()
-                        && (address.ip().is_loopback() || address.ip().is_unspecified()))
-                    || (address.ip().is_unspecified() && own.ip().is_loopback()))
+        self.own.borrow().iter().any(|own| {
+            let (ip, port) = (own.address.ip(), own.address.port());
+            let same_place = own.home == from;
+            port == address.port()
+                && ((ip == address.ip() && (same_place || !(ip.is_loopback() || ip.is_unspecified())))
+                    || (same_place
+                        && ((ip.is_unspecified()
+                            && (address.ip().is_loopback() || address.ip().is_unspecified()))
+                            || (address.ip().is_unspecified() && ip.is_loopback()))))
         })
     }
 }
@@ -74,6 +107,7 @@ pub(super) async fn listen<H: Handshake>(
 ) {
     let Listener { role, socket } = listener;
     let address = socket.local_addr();
+    let bound = address.as_ref().ok().copied();
     let listener = match socket
         .set_nonblocking(true)
         .and_then(|()| TcpListener::from_std(socket))
@@ -99,7 +133,8 @@ pub(super) async fn listen<H: Handshake>(
                     let client = ClientAddr(canonical(client));
                     match thread.shared.slots.take() {
                         Some(slot) => {
-                            connections.spawn_local(connection(Rc::clone(&thread), role, stream, client, slot, drain.clone()));
+                            let incoming = Incoming { role, bound, stream, client, slot };
+                            connections.spawn_local(connection(Rc::clone(&thread), incoming, drain.clone()));
                         }
                         None => overloaded(&thread, role, stream, client, &mut rejects),
                     }
@@ -136,15 +171,26 @@ fn is_clients_fault(error: &io::Error) -> bool {
     )
 }
 
-/// One connection, from accept to record.
-async fn connection<H: Handshake>(
-    thread: Rc<Thread<H>>,
+/// A connection that was just accepted.
+struct Incoming {
     role: Role,
+    /// The listener's own address.
+    bound: Option<SocketAddr>,
     stream: TcpStream,
     client: ClientAddr,
-    _slot: Slot,
-    drain: watch::Receiver<bool>,
-) {
+    /// Held until the record is told.
+    slot: Slot,
+}
+
+/// One connection, from accept to record.
+async fn connection<H: Handshake>(thread: Rc<Thread<H>>, incoming: Incoming, drain: watch::Receiver<bool>) {
+    let Incoming {
+        role,
+        bound,
+        stream,
+        client,
+        slot: _slot,
+    } = incoming;
     let via = role.via();
     thread.shared.recorder.connection_opened(via);
     let mut recording = Recording::new(Arc::clone(&thread.shared.recorder), via, client);
@@ -152,7 +198,7 @@ async fn connection<H: Handshake>(
         // The client is gone already; what follows will say so.
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
-    let origin = match origin::find(role, &stream, &thread.shared.origin) {
+    let origin = match origin::find(role, bound, &stream, &thread.shared.origin) {
         Ok(origin) => origin,
         Err(error) => return recording.end(Outcome::NoOrigin, Some(error.to_string())),
     };
@@ -160,17 +206,18 @@ async fn connection<H: Handshake>(
     match origin {
         Origin::Explicit { .. } => {
             recording.record.class = Some(Class::Http1.name());
-            terminate(thread, via, client, origin, stream, Vec::new(), drain, recording).await;
+            terminate(thread, role, client, origin, stream, Vec::new(), drain, recording).await;
         }
         Origin::Intercepted(original) => {
             recording.record.original_dst = Some(original.0);
-            intercepted(thread, client, original, stream, drain, recording).await;
+            intercepted(thread, role, client, original, stream, drain, recording).await;
         }
     }
 }
 
 async fn intercepted<H: Handshake>(
     thread: Rc<Thread<H>>,
+    role: Role,
     client: ClientAddr,
     original: OriginalDst,
     mut stream: TcpStream,
@@ -178,7 +225,8 @@ async fn intercepted<H: Handshake>(
     mut recording: Recording,
 ) {
     let limits = &thread.shared.config.limits;
-    if thread.is_own(original.0) {
+    let network = role.network();
+    if thread.is_own(network, original.0) {
         return recording.end(
             Outcome::NoOrigin,
             Some("the original destination is our own listener".to_owned()),
@@ -187,7 +235,7 @@ async fn intercepted<H: Handshake>(
     // Who speaks first? A protocol in which the server does must not wait for us.
     let mut dialled = None;
     if timeout(classify::SILENCE, tunnel::spoke(&stream)).await.is_err() {
-        match tunnel::first_word(&stream, original, limits.idle_timeout).await {
+        match tunnel::first_word(&thread.shared, network, &stream, original).await {
             tunnel::FirstWord::Client(server) => dialled = server,
             tunnel::FirstWord::Server(server) => {
                 recording.record.class = Some(Class::Silent.name());
@@ -227,17 +275,7 @@ async fn intercepted<H: Handshake>(
         Decision::Terminate => {
             drop(dialled);
             let origin = Origin::Intercepted(original);
-            terminate(
-                thread,
-                Via::Cgroup,
-                client,
-                origin,
-                stream,
-                bytes,
-                drain,
-                recording,
-            )
-            .await;
+            terminate(thread, role, client, origin, stream, bytes, drain, recording).await;
         }
         Decision::Refuse(refusal) => {
             recording.record.decision = "refuse";
@@ -249,7 +287,7 @@ async fn intercepted<H: Handshake>(
             recording.record.decision = "tunnel";
             let server = match dialled {
                 Some(server) => Ok(server),
-                None => tunnel::dial(original, thread.shared.config.upstream.connect_timeout).await,
+                None => tunnel::dial(&thread.shared, network, original).await,
             };
             match server {
                 Ok(server) => tunnelled(stream, server, bytes, limits.idle_timeout, recording).await,
@@ -280,7 +318,7 @@ fn first_host(class: Class, bytes: &[u8]) -> Result<Option<&str>, head::Violatio
 )]
 async fn terminate<H: Handshake>(
     thread: Rc<Thread<H>>,
-    via: Via,
+    role: Role,
     client: ClientAddr,
     origin: Origin,
     stream: TcpStream,
@@ -290,7 +328,7 @@ async fn terminate<H: Handshake>(
 ) {
     recording.record.decision = "terminate";
     // Boxed: the largest future of the data path, and the tunnel's is small.
-    let ended = Box::pin(http::serve(thread, via, client, origin, stream, prefix, drain)).await;
+    let ended = Box::pin(http::serve(thread, role, client, origin, stream, prefix, drain)).await;
     recording.record.requests = ended.requests;
     if ended.violation.is_some() && ended.requests == 0 {
         recording.record.decision = "refuse";

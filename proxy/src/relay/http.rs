@@ -18,12 +18,13 @@ use tokio::time::Instant;
 
 use super::accept::Thread;
 use super::decide;
-use super::drained;
+use super::network::NetworkId;
 use super::origin::{ClientAddr, Origin};
 use super::outcome::{Outcome, Via};
 use super::timer::LazyTimer;
 use super::upstream;
 use super::upstream::connect::Handshake;
+use super::{Role, drained};
 use crate::observe::redact;
 
 pub(super) mod answer;
@@ -47,6 +48,7 @@ pub(super) const MAX_BUFFER: usize = 96 * 1024;
 pub(super) struct Client<H: Handshake> {
     pub(super) thread: Rc<Thread<H>>,
     pub(super) via: Via,
+    pub(super) network: NetworkId,
     pub(super) addr: ClientAddr,
     pub(super) origin: Origin,
     pub(super) exchange: Rc<Exchange>,
@@ -65,7 +67,7 @@ pub(super) struct Ended {
 /// Serves HTTP/1 on `stream` until either side is done or we drain. `prefix` was read from it before.
 pub(super) async fn serve<H: Handshake>(
     thread: Rc<Thread<H>>,
-    via: Via,
+    role: Role,
     addr: ClientAddr,
     origin: Origin,
     stream: TcpStream,
@@ -79,7 +81,8 @@ pub(super) async fn serve<H: Handshake>(
     let timer = LazyTimer::new(Instant::now() + thread.shared.config.upstream.response_timeout);
     let client = Rc::new(Client {
         thread,
-        via,
+        via: role.via(),
+        network: role.network(),
         addr,
         origin,
         exchange: Rc::clone(&exchange),

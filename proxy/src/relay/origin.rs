@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use super::network::Taken;
 use super::{OriginLookup, Role};
 use crate::catalog::Product;
 
@@ -50,24 +51,42 @@ impl Origin {
     }
 }
 
-/// Finds the origin. `Err`: no program of ours brought this connection here, it must be closed without a byte.
-pub(super) fn find(role: Role, stream: &TcpStream, lookup: &OriginLookup) -> io::Result<Origin> {
+/// Finds the origin; `bound` is the listener's own address. `Err`: no program of ours brought this connection here, it must
+/// be closed without a byte.
+pub(super) fn find(
+    role: Role,
+    bound: Option<SocketAddr>,
+    stream: &TcpStream,
+    lookup: &OriginLookup,
+) -> io::Result<Origin> {
     let local = canonical(stream.local_addr()?);
-    match role {
-        Role::Explicit(product) => Ok(Origin::Explicit { product, local }),
-        Role::Intercept => {
+    let (original, dialled_us) = match role {
+        Role::Explicit(product) => return Ok(Origin::Explicit { product, local }),
+        Role::Intercept {
+            taken: Taken::Cgroup, ..
+        } => {
             let original = canonical(lookup(stream)?);
             // Without an entry a plain netfilter answer may be the socket's own address: a local process that
             // connected to the listener itself. Following it would be a loop.
-            if original == local || original.port() == 0 || original.ip().is_unspecified() {
-                return Err(io::Error::new(
-                    io::ErrorKind::NotFound,
-                    "the connection has no original destination of its own",
-                ));
-            }
-            Ok(Origin::Intercepted(OriginalDst(original)))
+            (original, original == local)
         }
+        // A transparent listener: the kernel answers at the address that the client meant. Who dialled the listener
+        // itself is answered at the listener's own address, and was brought here by nobody.
+        Role::Intercept { taken: Taken::Tc, .. } => {
+            let bound = bound.map(canonical).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::NotFound, "the listener's own address is not known")
+            })?;
+            let dialled_us = local == bound || (bound.ip().is_unspecified() && local.port() == bound.port());
+            (local, dialled_us)
+        }
+    };
+    if dialled_us || original.port() == 0 || original.ip().is_unspecified() {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the connection has no original destination of its own",
+        ));
     }
+    Ok(Origin::Intercepted(OriginalDst(original)))
 }
 
 /// `getsockopt(SO_ORIGINAL_DST)`: answered by our `cgroup/getsockopt` program, or by netfilter for an iptables REDIRECT.
@@ -100,6 +119,7 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relay::network::NetworkId;
     use std::sync::Arc;
 
     async fn accepted() -> (TcpStream, TcpStream) {
@@ -108,18 +128,23 @@ mod tests {
         (listener.accept().await.unwrap().0, client)
     }
 
+    const HOST: Role = Role::Intercept {
+        network: NetworkId::HOST,
+        taken: Taken::Cgroup,
+    };
+
     #[tokio::test]
     async fn a_connection_nobody_redirected_has_no_origin() {
         let (server, _client) = accepted().await;
         let kernel: OriginLookup = Arc::new(kernel_original_dst);
-        assert!(find(Role::Intercept, &server, &kernel).is_err());
+        assert!(find(HOST, None, &server, &kernel).is_err());
     }
 
     #[tokio::test]
     async fn its_own_address_is_not_an_original_destination() {
         let (server, _client) = accepted().await;
         let own: OriginLookup = Arc::new(|stream| stream.local_addr());
-        assert!(find(Role::Intercept, &server, &own).is_err());
+        assert!(find(HOST, None, &server, &own).is_err());
     }
 
     #[tokio::test]
@@ -127,8 +152,30 @@ mod tests {
         let (server, _client) = accepted().await;
         let mapped: OriginLookup = Arc::new(|_| Ok("[::ffff:203.0.113.7]:80".parse().unwrap()));
         assert_eq!(
-            find(Role::Intercept, &server, &mapped).unwrap(),
+            find(HOST, None, &server, &mapped).unwrap(),
             Origin::Intercepted(OriginalDst("203.0.113.7:80".parse().unwrap()))
         );
+    }
+
+    #[tokio::test]
+    async fn what_the_classifier_brought_is_answered_where_it_meant_to_go() {
+        let role = Role::Intercept {
+            network: NetworkId(3),
+            taken: Taken::Tc,
+        };
+        let never: OriginLookup = Arc::new(|_| Err(io::Error::other("nobody asks")));
+        let (server, _client) = accepted().await;
+        let local = server.local_addr().unwrap();
+        // The listener is elsewhere: the local address is what the client meant.
+        let elsewhere = SocketAddr::new([127, 0, 0, 9].into(), local.port());
+        assert_eq!(
+            find(role, Some(elsewhere), &server, &never).unwrap(),
+            Origin::Intercepted(OriginalDst(local))
+        );
+        // It is the listener's: somebody dialled us.
+        assert!(find(role, Some(local), &server, &never).is_err());
+        let any = SocketAddr::new([0, 0, 0, 0].into(), local.port());
+        assert!(find(role, Some(any), &server, &never).is_err());
+        assert!(find(role, None, &server, &never).is_err());
     }
 }

@@ -18,6 +18,8 @@ pub enum Via {
     Explicit,
     /// Taken at `connect()` by the cgroup programs.
     Cgroup,
+    /// Taken on its way through the host by the classifier.
+    Tc,
 }
 
 impl Via {
@@ -26,6 +28,7 @@ impl Via {
         match self {
             Self::Explicit => "explicit",
             Self::Cgroup => "cgroup",
+            Self::Tc => "tc",
         }
     }
 }

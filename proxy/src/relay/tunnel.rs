@@ -11,6 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectiona
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::Shared;
+use super::network::{self, NetworkId};
 use super::origin::OriginalDst;
 
 /// A tunnel without a byte for this many times `limits.idle_timeout` is closed: whatever runs inside has time-outs of
@@ -41,34 +43,44 @@ pub(super) enum FirstWord {
     Nobody,
 }
 
-/// Connects to where the client meant to go. Private addresses are fine here: the client would have reached them.
+/// Connects to where the client of `network` meant to go. Private addresses are fine here: the client would have reached
+/// them. Takes `upstream.connect_timeout` at most.
 ///
 /// # Errors
 /// What the kernel says, or `TimedOut`.
-pub(super) async fn dial(original: OriginalDst, limit: Duration) -> io::Result<TcpStream> {
-    let stream = timeout(limit, TcpStream::connect(original.0))
+pub(super) async fn dial<H>(
+    shared: &Shared<H>,
+    network: NetworkId,
+    original: OriginalDst,
+) -> io::Result<TcpStream> {
+    let limit = shared.config.upstream.connect_timeout;
+    timeout(limit, network::dial(shared, network, original.0))
         .await
         .map_err(|_| {
             io::Error::new(
                 io::ErrorKind::TimedOut,
-                "connecting to the original destination took too long",
+                "connecting to the original destination took longer than upstream.connect_timeout",
             )
-        })??;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+        })?
 }
 
 /// The client is silent: dials its destination and waits for the first word of either side. A server that speaks first
 /// shows a protocol that is none of ours; a client that speaks first is classified as ever, so that a slow client's
 /// request never leaves in the clear.
-pub(super) async fn first_word(client: &TcpStream, original: OriginalDst, limit: Duration) -> FirstWord {
+/// Takes `limits.idle_timeout` at most.
+pub(super) async fn first_word<H>(
+    shared: &Shared<H>,
+    network: NetworkId,
+    client: &TcpStream,
+    original: OriginalDst,
+) -> FirstWord {
     let first = async {
         let server = tokio::select! {
             biased;
             () = spoke(client) => return FirstWord::Client(None),
-            server = TcpStream::connect(original.0) => server,
+            server = network::dial(shared, network, original.0) => server,
         };
-        let Ok(server) = server.and_then(|server| server.set_nodelay(true).map(|()| server)) else {
+        let Ok(server) = server else {
             // Its destination is not there; what the client says may still be for an intake that we reach by name.
             spoke(client).await;
             return FirstWord::Client(None);
@@ -79,7 +91,9 @@ pub(super) async fn first_word(client: &TcpStream, original: OriginalDst, limit:
             () = spoke(&server) => FirstWord::Server(server),
         }
     };
-    timeout(limit, first).await.unwrap_or(FirstWord::Nobody)
+    timeout(shared.config.limits.idle_timeout, first)
+        .await
+        .unwrap_or(FirstWord::Nobody)
 }
 
 /// Completes when there is something to read: bytes, the end, or an error that the next read will show. `readable` alone

@@ -148,7 +148,9 @@ pub(super) async fn send<H: Handshake>(
 ) -> Result<Reply, Failure> {
     let thread = &client.thread;
     let original = client.origin.original();
+    let network = client.network;
     let key = Key {
+        network,
         name: Rc::clone(&target.name),
         original: original.map(|original| original.0),
     };
@@ -168,7 +170,7 @@ pub(super) async fn send<H: Handshake>(
         let line = match pooled {
             Some(line) => line,
             None => {
-                let line = connect::open(thread, target, original).await?;
+                let line = connect::open(thread, network, target, original).await?;
                 thread.pool.publish(&key, &line);
                 line
             }

@@ -1,193 +1,314 @@
-//! The socket between master and worker: a set-up message with descriptors beside it, then one JSON message a line.
+//! The socket between master and worker: one JSON message a line, with the descriptors that belong to it beside it.
 //!
 //! Descriptors travel as SCM_RIGHTS and not by inheritance: no code runs between fork and exec, and a running worker can
-//! be given more of them later (docs/adr/0002-process-model.md).
+//! be given more of them later (docs/adr/0002-process-model.md). They are attached to the first bytes of their message. A
+//! stream keeps them in order and never hands one out after the byte that it was attached to (unix(7)), and every line
+//! says how many are its own: so the receiver gives each message exactly what was sent with it, however it was cut up.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
 
-/// Descriptors in one message; the kernel takes at most 253 (SCM_MAX_FD).
-const BATCH: usize = 64;
-/// No message of ours comes near it; a larger one means that the other side is not ours.
-const MAX_SETUP: u32 = 1 << 20;
+/// Descriptors beside one piece of a message: the kernel's own limit (SCM_MAX_FD, `include/net/scm.h`).
+const BATCH: usize = 253;
+/// Bytes of one message. The set-up of a worker with a thousand pods has some 200 KiB; a larger one than this means that
+/// the other side is not ours.
+const MAX_MESSAGE: usize = 4 << 20;
+/// Descriptors of one message: a thousand pods, each with two listeners, are half of it.
+const MAX_DESCRIPTORS: usize = 4096;
+/// How much is read at once, in bytes.
+const READ: usize = 64 * 1024;
 
-/// Sends the set-up and its descriptors, blocking.
-pub fn send_setup<T: Serialize>(
-    socket: &UnixStream,
-    setup: &T,
-    descriptors: &[BorrowedFd<'_>],
-) -> io::Result<()> {
-    let body = serde_json::to_vec(setup)?;
-    let length = u32::try_from(body.len()).map_err(|_| io::Error::other("the set-up is too large"))?;
-    let mut stream = socket;
-    stream.write_all(&length.to_be_bytes())?;
-    stream.write_all(&body)?;
-    for batch in descriptors.chunks(BATCH) {
-        let raw: Vec<RawFd> = batch.iter().map(AsRawFd::as_raw_fd).collect();
-        let payload = [IoSlice::new(b"F")];
-        sendmsg::<()>(
-            socket.as_raw_fd(),
-            &payload,
-            &[ControlMessage::ScmRights(&raw)],
-            MsgFlags::empty(),
-            None,
-        )?;
-    }
-    Ok(())
+/// What a line holds.
+#[derive(Serialize, Deserialize)]
+struct Envelope<T> {
+    /// How many descriptors belong to it.
+    descriptors: usize,
+    message: T,
 }
 
-/// Receives the set-up; `count` says how many descriptors it announces.
-pub fn receive_setup<T: DeserializeOwned>(
-    socket: &UnixStream,
-    count: impl FnOnce(&T) -> usize,
-) -> io::Result<(T, Vec<OwnedFd>)> {
-    let mut stream = socket;
-    let mut length = [0u8; 4];
-    stream.read_exact(&mut length)?;
-    let length = u32::from_be_bytes(length);
-    if length > MAX_SETUP {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("a set-up of {length} bytes"),
-        ));
-    }
-    let mut body = vec![0u8; length as usize];
-    stream.read_exact(&mut body)?;
-    let setup: T = serde_json::from_slice(&body)?;
-    let expected = count(&setup);
-    let mut descriptors = Vec::with_capacity(expected);
-    while descriptors.len() < expected {
-        let before = descriptors.len();
-        receive_batch(socket.as_fd(), &mut descriptors)?;
-        if descriptors.len() == before {
+/// A message on its way out.
+#[derive(Debug)]
+pub struct Frame {
+    line: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+    /// Bytes that are sent.
+    sent: usize,
+    /// Descriptors that are sent.
+    given: usize,
+}
+
+impl Frame {
+    /// `message`, and the descriptors that belong to it.
+    ///
+    /// # Errors
+    /// `InvalidInput` for more than a receiver takes.
+    pub fn new<T: Serialize>(message: &T, descriptors: Vec<OwnedFd>) -> io::Result<Self> {
+        let mut line = serde_json::to_vec(&Envelope {
+            descriptors: descriptors.len(),
+            message,
+        })?;
+        line.push(b'\n');
+        // Every batch needs a byte that it is attached to; an envelope has more bytes than there can be batches.
+        if line.len() > MAX_MESSAGE || descriptors.len() > MAX_DESCRIPTORS {
             return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the master sent fewer descriptors than announced",
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "a message of {} bytes and {} descriptors is too large for the channel",
+                    line.len(),
+                    descriptors.len()
+                ),
             ));
         }
+        Ok(Self {
+            line,
+            descriptors,
+            sent: 0,
+            given: 0,
+        })
     }
-    Ok((setup, descriptors))
+
+    /// Sends as much as the socket takes; true when all of it is sent.
+    fn send_some(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
+        let batch: Vec<RawFd> = self
+            .descriptors
+            .iter()
+            .skip(self.given)
+            .take(BATCH)
+            .map(AsRawFd::as_raw_fd)
+            .collect();
+        let more = self.descriptors.len() - self.given > batch.len();
+        let left = self.line.get(self.sent..).unwrap_or_default();
+        // While batches follow, each goes with one byte, so that the last one has its byte too.
+        let piece = if more { left.get(..1).unwrap_or(left) } else { left };
+        let rights = [ControlMessage::ScmRights(&batch)];
+        let control = if batch.is_empty() {
+            &rights[..0]
+        } else {
+            &rights[..]
+        };
+        let sent = sendmsg::<()>(
+            socket.as_raw_fd(),
+            &[IoSlice::new(piece)],
+            control,
+            // A peer that is gone is an error here, not a signal.
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
+        // What goes with a piece goes with its first byte: once a byte is taken, so are the descriptors.
+        if sent > 0 {
+            self.given += batch.len();
+        }
+        self.sent += sent;
+        Ok(self.sent >= self.line.len())
+    }
 }
 
-fn receive_batch(socket: BorrowedFd<'_>, into: &mut Vec<OwnedFd>) -> io::Result<()> {
-    let mut payload = [0u8; 1];
-    let mut parts = [IoSliceMut::new(&mut payload)];
-    let mut space = nix::cmsg_space!([RawFd; BATCH]);
-    let message = recvmsg::<()>(
-        socket.as_raw_fd(),
-        &mut parts,
-        Some(&mut space),
-        MsgFlags::MSG_CMSG_CLOEXEC,
-    )?;
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = control {
-            for descriptor in raw {
-                // SAFETY: the kernel has just installed this descriptor for us and nobody else knows its number. Needed
-                // because the only way to receive a descriptor is as a bare number.
-                into.push(unsafe { OwnedFd::from_raw_fd(descriptor) });
+/// What was received and is not a whole message yet.
+#[derive(Debug, Default)]
+struct Inbox {
+    bytes: Vec<u8>,
+    /// Bytes that hold no end of line.
+    scanned: usize,
+    descriptors: VecDeque<OwnedFd>,
+}
+
+impl Inbox {
+    /// Receives once; the number of bytes, 0 at the end.
+    fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        let start = self.bytes.len();
+        self.bytes.resize(start + READ, 0);
+        let result = self.receive(socket, start);
+        self.bytes
+            .truncate(start + result.as_ref().copied().unwrap_or_default());
+        result
+    }
+
+    fn receive(&mut self, socket: BorrowedFd<'_>, start: usize) -> io::Result<usize> {
+        let mut space = nix::cmsg_space!([RawFd; BATCH]);
+        let room = self.bytes.get_mut(start..).unwrap_or_default();
+        let mut parts = [IoSliceMut::new(room)];
+        let received = recvmsg::<()>(
+            socket.as_raw_fd(),
+            &mut parts,
+            Some(&mut space),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        )?;
+        let controls = received.cmsgs().map_err(|error| {
+            io::Error::other(format!(
+                "descriptors were lost ({error}): is the limit of open files (LimitNOFILE) too low?"
+            ))
+        })?;
+        for control in controls {
+            if let ControlMessageOwned::ScmRights(raw) = control {
+                for descriptor in raw {
+                    // SAFETY: the kernel has just installed this descriptor for us and nobody else knows its number. Needed
+                    // because the only way to receive a descriptor is as a bare number.
+                    self.descriptors
+                        .push_back(unsafe { OwnedFd::from_raw_fd(descriptor) });
+                }
+            }
+        }
+        Ok(received.bytes)
+    }
+
+    /// The next whole message.
+    fn take<T: DeserializeOwned>(&mut self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        let new = self.bytes.get(self.scanned..).unwrap_or_default();
+        let Some(end) = new.iter().position(|byte| *byte == b'\n') else {
+            self.scanned = self.bytes.len();
+            if self.scanned > MAX_MESSAGE || self.descriptors.len() > MAX_DESCRIPTORS {
+                return Err(invalid(format!(
+                    "a message of more than {MAX_MESSAGE} bytes or {MAX_DESCRIPTORS} descriptors"
+                )));
+            }
+            return Ok(None);
+        };
+        let end = self.scanned + end;
+        let envelope: Result<Envelope<T>, _> = serde_json::from_slice(&self.bytes[..end]);
+        self.bytes.drain(..=end);
+        self.scanned = 0;
+        let envelope = envelope.map_err(|error| invalid(format!("a malformed message: {error}")))?;
+        if envelope.descriptors > self.descriptors.len() {
+            return Err(invalid(format!(
+                "a message that announces {} descriptors came with {}",
+                envelope.descriptors,
+                self.descriptors.len()
+            )));
+        }
+        let own = self.descriptors.drain(..envelope.descriptors).collect();
+        Ok(Some((envelope.message, own)))
+    }
+
+    /// The end: fine between two messages only.
+    fn end(&self) -> io::Result<()> {
+        if self.bytes.is_empty() && self.descriptors.is_empty() {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the other side ended in the middle of a message",
+        ))
+    }
+}
+
+fn invalid(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// One end, before there is an event loop.
+#[derive(Debug)]
+pub struct Channel {
+    socket: UnixStream,
+    inbox: Inbox,
+}
+
+impl Channel {
+    /// Around a connected stream socket.
+    pub fn new(socket: UnixStream) -> Self {
+        Self {
+            socket,
+            inbox: Inbox::default(),
+        }
+    }
+
+    /// Waits for one message. The socket must be blocking.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the other side is gone, `InvalidData` for what is no message of ours.
+    pub fn receive<T: DeserializeOwned>(&mut self) -> io::Result<(T, Vec<OwnedFd>)> {
+        loop {
+            if let Some(message) = self.inbox.take()? {
+                return Ok(message);
+            }
+            match self.inbox.fill(self.socket.as_fd()) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
     }
-    Ok(())
+
+    /// Turns it into two asynchronous halves. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn split(self) -> io::Result<(Sender, Receiver)> {
+        self.socket.set_nonblocking(true)?;
+        let socket = Arc::new(tokio::net::UnixStream::from_std(self.socket)?);
+        Ok((Sender(Arc::clone(&socket)), Receiver(socket, self.inbox)))
+    }
 }
 
-/// The sending half after the set-up.
-pub struct Sender(OwnedWriteHalf);
+/// The sending half. The socket is closed when both halves are dropped.
+#[derive(Debug)]
+pub struct Sender(Arc<tokio::net::UnixStream>);
 
 impl Sender {
-    /// Sends one message.
+    /// Sends one message without descriptors.
+    ///
+    /// # Errors
+    /// What the kernel says. Part of the message may be sent then, or when the future is dropped: nothing more can be.
     pub async fn send<T: Serialize>(&mut self, message: &T) -> io::Result<()> {
-        let mut line = serde_json::to_vec(message)?;
-        line.push(b'\n');
-        self.0.write_all(&line).await
+        self.send_frame(Frame::new(message, Vec::new())?).await
+    }
+
+    /// Sends one message with its descriptors; ours are closed then.
+    ///
+    /// # Errors
+    /// As [`Sender::send`].
+    pub async fn send_frame(&mut self, mut frame: Frame) -> io::Result<()> {
+        let socket = &self.0;
+        while !socket
+            .async_io(Interest::WRITABLE, || frame.send_some(socket.as_fd()))
+            .await?
+        {}
+        Ok(())
     }
 }
 
-/// The receiving half after the set-up.
-pub struct Receiver(BufReader<OwnedReadHalf>, Vec<u8>);
+/// The receiving half.
+#[derive(Debug)]
+pub struct Receiver(Arc<tokio::net::UnixStream>, Inbox);
 
 impl Receiver {
-    /// The next message; `None` when the other side is gone. A half-read message survives cancellation.
-    pub async fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
-        if self.0.read_until(b'\n', &mut self.1).await? == 0 {
-            return Ok(None);
+    /// The next message and its descriptors; `None` when the other side is gone. What is half received survives
+    /// cancellation.
+    ///
+    /// # Errors
+    /// `InvalidData` for what is no message of ours; `UnexpectedEof` for an end in the middle of one.
+    pub async fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        let Self(socket, inbox) = self;
+        loop {
+            if let Some(message) = inbox.take()? {
+                return Ok(Some(message));
+            }
+            let received = socket
+                .async_io(Interest::READABLE, || inbox.fill(socket.as_fd()))
+                .await?;
+            if received == 0 {
+                return inbox.end().map(|()| None);
+            }
         }
-        let message = serde_json::from_slice(&self.1);
-        self.1.clear();
-        Ok(Some(message?))
     }
 }
 
-/// Turns the socket into its two asynchronous halves. Must be called inside a tokio runtime.
-pub fn split(socket: UnixStream) -> io::Result<(Sender, Receiver)> {
-    socket.set_nonblocking(true)?;
-    let (read, write) = tokio::net::UnixStream::from_std(socket)?.into_split();
-    Ok((Sender(write), Receiver(BufReader::new(read), Vec::new())))
+/// Copies of descriptors that stay ours, to send them.
+///
+/// # Errors
+/// Too many open files.
+pub fn copies(descriptors: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
+    descriptors.iter().map(BorrowedFd::try_clone_to_owned).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn descriptors_arrive_in_order_and_in_number() {
-        let (a, b) = UnixStream::pair().unwrap();
-        let files: Vec<_> = (0..150).map(|_| tempfile::tempfile().unwrap()).collect();
-        for (index, file) in files.iter().enumerate() {
-            let mut file = file;
-            write!(file, "{index}").unwrap();
-        }
-        let sender = std::thread::spawn(move || {
-            let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
-            send_setup(&a, &files.len(), &borrowed).unwrap();
-        });
-        let (count, descriptors) = receive_setup::<usize>(&b, |n| *n).unwrap();
-        sender.join().unwrap();
-        assert_eq!((count, descriptors.len()), (150, 150));
-        for (index, descriptor) in descriptors.into_iter().enumerate() {
-            let mut file = std::fs::File::from(descriptor);
-            let mut text = String::new();
-            io::Seek::rewind(&mut file).unwrap();
-            file.read_to_string(&mut text).unwrap();
-            assert_eq!(text, index.to_string());
-        }
-    }
-
-    #[test]
-    fn a_master_that_dies_half_way_is_an_error() {
-        let (mut a, b) = UnixStream::pair().unwrap();
-        a.write_all(&5u32.to_be_bytes()).unwrap();
-        a.write_all(b"12").unwrap();
-        drop(a);
-        assert!(receive_setup::<usize>(&b, |n| *n).is_err());
-        let (mut a, b) = UnixStream::pair().unwrap();
-        a.write_all(&u32::MAX.to_be_bytes()).unwrap();
-        assert_eq!(
-            receive_setup::<usize>(&b, |n| *n).unwrap_err().kind(),
-            io::ErrorKind::InvalidData
-        );
-    }
-
-    #[tokio::test]
-    async fn messages_keep_their_boundaries() {
-        let (a, b) = UnixStream::pair().unwrap();
-        let (mut tx, _keep) = split(a).unwrap();
-        let (_other, mut rx) = split(b).unwrap();
-        tx.send(&vec!["one", "line\nbreak"]).await.unwrap();
-        tx.send(&vec!["two"]).await.unwrap();
-        drop((tx, _keep));
-        assert_eq!(
-            rx.next::<Vec<String>>().await.unwrap().unwrap(),
-            ["one", "line\nbreak"]
-        );
-        assert_eq!(rx.next::<Vec<String>>().await.unwrap().unwrap(), ["two"]);
-        assert!(rx.next::<Vec<String>>().await.unwrap().is_none());
-    }
-}
+#[path = "channel/tests.rs"]
+mod tests;

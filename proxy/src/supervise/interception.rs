@@ -1,14 +1,25 @@
 //! The master's side of interception: wanted or not, possible or not, in place or not.
 
+use std::io;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use super::listeners::Listeners;
-use super::protocol::InterceptionStatus;
+use super::protocol::{InterceptionStatus, Pods};
 use crate::config::{self, OnFailure};
 use crate::intercept::{
-    self, AgentChanges, AgentWatcher, InterceptError, Interceptor, Listeners as KernelListeners, OwnCgroup,
+    self, AgentWatcher, Changes, InterceptError, Interceptor, Listeners as KernelListeners, OwnCgroup, tc,
 };
+use crate::relay::network::NetworkId;
+
+/// How soon an Agent without a process or a cgroup is looked at again: it is about to start.
+const SOON: Duration = Duration::from_millis(200);
+/// How long that goes on. Later, as for a pod that cannot start, the ordinary look every few seconds does.
+const SOON_FOR: Duration = Duration::from_secs(60);
+
+/// How often somebody who came or moved on TCX is looked for: the kernel tells nobody.
+const CLASSIFIERS: Duration = Duration::from_millis(250);
 
 /// Interception over the life of the master.
 pub struct Interception {
@@ -18,7 +29,21 @@ pub struct Interception {
     /// Why it is not in place.
     detail: Option<String>,
     kernel: Option<Interceptor>,
+    /// After the end: for requests in flight.
+    last_sockets: Option<intercept::UpstreamSockets>,
     watcher: Option<AgentWatcher>,
+    /// Links, classifiers and rules; there while the datapath `tc` may be used.
+    netlink: Option<tc::TcWatcher>,
+    /// Made at the first wait. Kept between waits: while many things happen, it must come all the same.
+    look: Option<tokio::time::Interval>,
+    /// Since when an Agent is looked at often.
+    unsettled: Option<Instant>,
+    /// When that is next.
+    soon: Option<tokio::time::Instant>,
+    /// What failed at the last look: said once.
+    failed: Vec<String>,
+    /// What Kubernetes said last.
+    pods: Pods,
     /// After `kernel`: leaving the cgroup comes last.
     own: Option<OwnCgroup>,
     /// Addresses learned before the programs were loaded.
@@ -35,7 +60,14 @@ impl Interception {
             config,
             detail: None,
             kernel: None,
+            last_sockets: None,
             watcher: None,
+            netlink: None,
+            look: None,
+            unsettled: None,
+            soon: None,
+            failed: Vec::new(),
+            pods: Pods::default(),
             own: None,
             addresses: Vec::new(),
             asked: false,
@@ -64,23 +96,25 @@ impl Interception {
         Ok(true)
     }
 
-    /// Second half: loads the programs where they are not, tells them the listeners, hooks every Agent.
-    pub fn engage(&mut self, listeners: &Listeners) -> Result<(), InterceptError> {
+    /// Second half: loads the programs where they are not, tells them the listeners, takes every Agent.
+    pub fn engage(&mut self, listeners: &Listeners) -> Result<Changes, InterceptError> {
         if !self.enabled {
-            return Ok(());
+            return Ok(Changes::default());
         }
         let result = self.try_engage(listeners);
-        self.note(result)?;
+        let changes = self.note(result)?;
         self.detail = None;
-        Ok(())
+        Ok(self.told(changes))
     }
 
-    /// Takes the hooks away; the programs stay loaded for the next time.
-    pub fn disengage(&mut self) -> Result<(), InterceptError> {
-        if let Some(kernel) = &mut self.kernel {
-            tell(&kernel.set_attached(false)?);
-        }
-        Ok(())
+    /// Takes the hooks away; the programs stay loaded for the next time. Packets of connections in flight are led to us for
+    /// `drain` longer.
+    pub fn disengage(&mut self, drain: Duration) -> Changes {
+        let changes = match &mut self.kernel {
+            Some(kernel) => kernel.switch_off(drain),
+            None => Changes::default(),
+        };
+        self.told(changes)
     }
 
     /// At start, switched off: takes away what an earlier process left in force.
@@ -103,20 +137,24 @@ impl Interception {
         self.detail = None;
     }
 
-    /// A new configuration: ports, destinations, selectors and the failure policy are exchanged in place.
-    pub fn reconfigure(&mut self, config: config::Intercept) -> Result<(), InterceptError> {
+    /// A new configuration: everything of it is exchanged in place.
+    pub fn reconfigure(&mut self, config: config::Intercept) -> Result<Changes, InterceptError> {
         self.want(config.enabled);
         let globs_changed = self.config.agents.cgroups != config.agents.cgroups;
         self.config = config;
-        if let Some(kernel) = &mut self.kernel {
-            // The watcher before the look at what is there: what comes in between is seen twice, never missed.
-            let watcher = globs_changed.then(|| AgentWatcher::new(&self.config.agents.cgroups));
-            tell(&kernel.reconfigure(&self.config)?);
-            if let Some(watcher) = watcher {
-                self.watcher = Some(watcher?);
-            }
+        let Some(kernel) = &mut self.kernel else {
+            return Ok(Changes::default());
+        };
+        // The watchers before the look at what is there: what comes in between is seen twice, never missed.
+        let watcher = globs_changed.then(|| AgentWatcher::new(&self.config.agents.cgroups));
+        if self.netlink.is_none() {
+            self.netlink = watch_netlink(&self.config);
         }
-        Ok(())
+        let changes = kernel.reconfigure(&self.config)?;
+        if let Some(watcher) = watcher {
+            self.watcher = watched(watcher);
+        }
+        Ok(self.told(changes))
     }
 
     /// Addresses of intake names that the worker resolved.
@@ -140,24 +178,109 @@ impl Interception {
         self.asked || !self.attached()
     }
 
-    /// Returns when Agents may have come or gone: then call [`Interception::sync`]. Never returns while there is nothing
-    /// to watch.
-    pub async fn agents_changed(&mut self) {
-        let Some(watcher) = &mut self.watcher else {
-            return std::future::pending().await;
-        };
-        if let Err(error) = watcher.changed().await {
-            tracing::error!(%error, "cannot watch for new Agents any more; they are still found every few seconds");
-            self.watcher = None;
+    /// Returns when Agents, interfaces or classifiers may have come or gone: then call [`Interception::sync`]. Never
+    /// returns while there is nothing to watch. Cancel-safe.
+    pub async fn changed(&mut self) {
+        let soon = self.soon;
+        tokio::select! {
+            lost = async {
+                match &mut self.watcher {
+                    Some(watcher) => watcher.changed().await,
+                    None => std::future::pending().await,
+                }
+            } => if let Err(error) = lost {
+                tracing::error!(%error, "cannot watch for new Agents any more; they are still found every few seconds");
+                self.watcher = None;
+            },
+            lost = async {
+                match &mut self.netlink {
+                    Some(watcher) => watcher.changed().await,
+                    None => std::future::pending().await,
+                }
+            } => if let Err(error) = lost {
+                tracing::error!(%error, "cannot watch interfaces any more; changes are still seen every few seconds");
+                self.netlink = None;
+            },
+            () = async {
+                match soon {
+                    // A point in time, not a pause: it comes however much else happens.
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            } => {}
+            () = async {
+                let kernel = self.kernel.as_ref().filter(|kernel| kernel.has_classifiers());
+                let Some(kernel) = kernel else { return std::future::pending().await };
+                let look = self.look.get_or_insert_with(|| {
+                    let mut look = tokio::time::interval(CLASSIFIERS);
+                    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+                    look
+                });
+                loop {
+                    look.tick().await;
+                    if kernel.restless() {
+                        return;
+                    }
+                }
+            } => {}
         }
     }
 
-    /// Hooks Agents that are new and forgets those that are gone.
-    pub fn sync(&mut self) -> Result<(), InterceptError> {
-        if let Some(kernel) = &mut self.kernel {
-            tell(&kernel.sync_agents()?);
+    /// Takes Agents that are new and forgets those that are gone; puts right what others changed.
+    pub fn sync(&mut self) -> Changes {
+        let changes = match &mut self.kernel {
+            Some(kernel) => kernel.sync(),
+            None => Changes::default(),
+        };
+        self.told(changes)
+    }
+
+    /// True when an Agent's connection came from a network namespace that we did not know: then call
+    /// [`Interception::sync`] at once.
+    pub fn met_unknown_namespace(&mut self) -> bool {
+        self.kernel
+            .as_mut()
+            .is_some_and(Interceptor::met_unknown_namespace)
+    }
+
+    /// What Kubernetes says now. Follow with [`Interception::sync`]. A worker that could not ask yet says nothing of pods:
+    /// those that are known stay.
+    pub fn set_pods(&mut self, mut pods: Pods) {
+        if let Some(problem) = pods
+            .problem
+            .as_ref()
+            .filter(|_| pods.problem != self.pods.problem)
+        {
+            tracing::error!("cannot ask Kubernetes for Agent pods: {problem}");
         }
-        Ok(())
+        if !pods.synced {
+            pods.found = std::mem::take(&mut self.pods.found);
+            pods.synced = self.pods.synced;
+        }
+        self.pods = pods;
+        self.tell_pods();
+    }
+
+    fn tell_pods(&mut self) {
+        if let Some(kernel) = self.kernel.as_mut().filter(|_| self.pods.synced) {
+            kernel.set_pods(self.pods.found.clone());
+        }
+    }
+
+    /// A socket for an upstream connection, made where the Agent of this network lives.
+    pub fn upstream_socket(&self, network: NetworkId, ipv6: bool) -> io::Result<OwnedFd> {
+        match (&self.kernel, &self.last_sockets) {
+            (Some(kernel), _) => kernel.upstream_socket(network.0, ipv6),
+            (None, Some(sockets)) => sockets.socket(network.0, ipv6),
+            (None, None) => Err(io::Error::new(io::ErrorKind::NotFound, "interception is off")),
+        }
+    }
+
+    /// Counts what is costly to count, for the next status.
+    pub fn count(&mut self) {
+        if let Some(kernel) = &mut self.kernel {
+            kernel.count_flows();
+        }
     }
 
     /// For status.
@@ -168,6 +291,7 @@ impl Interception {
             attached: self.attached(),
             detail: self.detail.clone(),
             addresses_asked: self.asked,
+            pods_problem: self.pods.problem.clone(),
             kernel: self.kernel.as_ref().map(Interceptor::status),
         }
     }
@@ -183,13 +307,18 @@ impl Interception {
                  proxy runs again; `agent-fips-proxy uninstall` removes it"
             );
         }
-        if let Err(error) = kernel.leave(keep) {
-            tracing::error!(%error, "cannot leave the kernel as it was; `agent-fips-proxy uninstall` removes what is left");
+        match kernel.leave(keep) {
+            Ok(sockets) => self.last_sockets = Some(sockets),
+            Err(error) => {
+                tracing::error!(%error, "cannot leave the kernel as it was; `agent-fips-proxy uninstall` removes what is left");
+            }
         }
     }
 
-    fn try_engage(&mut self, listeners: &Listeners) -> Result<(), InterceptError> {
-        let Some(own) = &self.own else { return Ok(()) };
+    fn try_engage(&mut self, listeners: &Listeners) -> Result<Changes, InterceptError> {
+        let Some(own) = &self.own else {
+            return Ok(Changes::default());
+        };
         let kernel = match &mut self.kernel {
             Some(kernel) => kernel,
             none => {
@@ -204,6 +333,9 @@ impl Interception {
                 none.insert(kernel)
             }
         };
+        if self.pods.synced {
+            kernel.set_pods(self.pods.found.clone());
+        }
         kernel.set_listeners(KernelListeners {
             v4: listeners.interception(false),
             v6: listeners.interception(true),
@@ -215,11 +347,38 @@ impl Interception {
             .watcher
             .is_none()
             .then(|| AgentWatcher::new(&self.config.agents.cgroups));
-        tell(&kernel.set_attached(true)?);
-        if let Some(watcher) = watcher {
-            self.watcher = Some(watcher?);
+        if self.netlink.is_none() {
+            self.netlink = watch_netlink(&self.config);
         }
-        Ok(())
+        let changes = kernel.switch_on()?;
+        if let Some(watcher) = watcher {
+            self.watcher = watched(watcher);
+        }
+        Ok(changes)
+    }
+
+    /// Logs what changed, and sees whether more is about to.
+    fn told(&mut self, changes: Changes) -> Changes {
+        tell(&changes);
+        for failed in changes
+            .failed
+            .iter()
+            .filter(|failed| !self.failed.contains(failed))
+        {
+            tracing::error!("interception: {failed}");
+        }
+        self.failed.clone_from(&changes.failed);
+        let unsettled = self.kernel.as_ref().is_some_and(Interceptor::unsettled);
+        self.unsettled = match (unsettled, changes.is_empty(), self.unsettled) {
+            (false, ..) => None,
+            (true, true, Some(since)) => Some(since),
+            (true, ..) => Some(Instant::now()),
+        };
+        self.soon = self
+            .unsettled
+            .filter(|since| since.elapsed() < SOON_FOR)
+            .map(|_| tokio::time::Instant::now() + SOON);
+        changes
     }
 
     fn note<T>(&mut self, result: Result<T, InterceptError>) -> Result<T, InterceptError> {
@@ -230,12 +389,38 @@ impl Interception {
     }
 }
 
-/// Logs which Agents came and went.
-fn tell(changes: &AgentChanges) {
-    for path in &changes.attached {
-        tracing::info!(cgroup = %path.display(), "intercepting an Agent");
+/// The watcher, when there is one: without, Agents are still found every few seconds.
+fn watched(watcher: Result<AgentWatcher, InterceptError>) -> Option<AgentWatcher> {
+    watcher
+        .inspect_err(
+            |error| tracing::warn!(%error, "cannot watch for new Agents; they are found every few seconds"),
+        )
+        .ok()
+}
+
+/// Watches interfaces where the datapath may need them. Without, they are looked at every few seconds.
+fn watch_netlink(config: &config::Intercept) -> Option<tc::TcWatcher> {
+    if config.datapath == config::Datapath::Cgroup {
+        return None;
     }
-    for path in &changes.detached {
-        tracing::info!(cgroup = %path.display(), "an Agent is no longer intercepted: its cgroup is gone or not selected any more, or interception is off");
+    tc::TcWatcher::new()
+        .inspect_err(
+            |error| tracing::warn!(%error, "cannot watch interfaces; changes are seen every few seconds"),
+        )
+        .ok()
+}
+
+/// Logs which Agents came and went.
+fn tell(changes: &Changes) {
+    for agent in &changes.taken {
+        let namespaces = agent.namespaces.join(", ");
+        let datapath = agent.datapath.map_or("none", |taken| taken.name());
+        tracing::info!(agent = %agent.selector, datapath, namespaces, "intercepting an Agent: {}", agent.why);
+    }
+    for agent in &changes.not_taken {
+        tracing::warn!(agent = %agent.selector, "an Agent is not intercepted: {}", agent.why);
+    }
+    for agent in &changes.gone {
+        tracing::info!(agent = %agent.selector, "an Agent is no longer intercepted: it is gone or not selected any more, or interception is off");
     }
 }

@@ -1,8 +1,10 @@
 //! What is bound. Every port is bound by itself: a busy one is reported by name and tried again, the others serve.
 //!
 //! Each address has one socket per data thread, a `SO_REUSEPORT` set, so that threads share nothing. The master keeps
-//! them all: connections wait in their backlogs while a worker is replaced.
+//! them all: connections wait in their backlogs while a worker is replaced. An Agent pod's network has one listener per
+//! family, made elsewhere, that belongs to one thread.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,6 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::protocol::{ListenerStatus, Passed, Purpose};
 use crate::catalog::TABLE;
 use crate::config::Config;
+use crate::relay::network::{NetworkId, Taken};
 
 /// Pending connections per socket; the kernel caps it at net.core.somaxconn (4096 since Linux 5.4).
 const BACKLOG: i32 = 4096;
@@ -29,6 +32,14 @@ pub struct Wanted {
 pub struct Listeners {
     threads: usize,
     slots: Vec<Slot>,
+    networks: BTreeMap<NetworkId, Network>,
+}
+
+/// The listeners of one network.
+struct Network {
+    taken: Taken,
+    v4: Option<TcpListener>,
+    v6: Option<TcpListener>,
 }
 
 struct Slot {
@@ -84,7 +95,7 @@ pub fn wanted(config: &Config) -> Vec<Wanted> {
 /// The two loopbacks that intercepted connections are brought to, on ports that the kernel chooses.
 pub fn wanted_for_interception() -> [Wanted; 2] {
     [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)].map(|ip| Wanted {
-        purpose: Purpose::Intercept,
+        purpose: Purpose::HOST_INTERCEPT,
         address: SocketAddr::new(ip, 0),
     })
 }
@@ -95,14 +106,32 @@ impl Listeners {
         Self {
             threads: threads.max(1),
             slots: Vec::new(),
+            networks: BTreeMap::new(),
         }
+    }
+
+    /// Keeps the listeners of a network, in place of those that it had. Each is one socket, served by one thread: a pod
+    /// has a handful of connections.
+    pub fn add_network(
+        &mut self,
+        network: NetworkId,
+        taken: Taken,
+        v4: Option<TcpListener>,
+        v6: Option<TcpListener>,
+    ) {
+        self.networks.insert(network, Network { taken, v4, v6 });
+    }
+
+    /// Closes the listeners of a network. False when it had none.
+    pub fn remove_network(&mut self, network: NetworkId) -> bool {
+        self.networks.remove(&network).is_some()
     }
 
     /// Makes the set equal to `wanted`: keeps what is there, closes what is not wanted any more, binds what is new.
     /// Interception's listeners are not part of it: see [`Listeners::add_interception`].
     pub fn reconcile(&mut self, wanted: &[Wanted]) {
         self.slots
-            .retain(|slot| slot.wanted.purpose == Purpose::Intercept || wanted.contains(&slot.wanted));
+            .retain(|slot| slot.wanted.purpose == Purpose::HOST_INTERCEPT || wanted.contains(&slot.wanted));
         for want in wanted {
             if !self.slots.iter().any(|slot| slot.wanted == *want) {
                 self.bind(*want);
@@ -115,7 +144,7 @@ impl Listeners {
         if self
             .slots
             .iter()
-            .all(|slot| slot.wanted.purpose != Purpose::Intercept)
+            .all(|slot| slot.wanted.purpose != Purpose::HOST_INTERCEPT)
         {
             for want in wanted_for_interception() {
                 self.bind(want);
@@ -128,7 +157,7 @@ impl Listeners {
         let mut changed = false;
         for slot in self.slots.iter_mut().filter(|slot| slot.bound.is_err()) {
             if let Ok(sockets) = bind_set(slot.wanted.address, self.threads) {
-                tracing::info!(name = slot.wanted.purpose.name(), address = %slot.wanted.address, "listener bound after all");
+                tracing::info!(name = %slot.wanted.purpose.name(), address = %slot.wanted.address, "listener bound after all");
                 slot.bound = Ok(sockets);
                 changed = true;
             }
@@ -136,14 +165,14 @@ impl Listeners {
         changed
     }
 
-    /// For status and readiness.
+    /// For status and readiness: the listeners of the host. Those of other networks are told with their Agents.
     pub fn status(&self) -> Vec<ListenerStatus> {
         self.slots
             .iter()
             // A host without IPv6 has no ::1 to be intercepted to, and no IPv6 connection to intercept.
-            .filter(|slot| slot.bound.is_ok() || slot.wanted.purpose != Purpose::Intercept)
+            .filter(|slot| slot.bound.is_ok() || slot.wanted.purpose != Purpose::HOST_INTERCEPT)
             .map(|slot| ListenerStatus {
-                name: slot.wanted.purpose.name().to_owned(),
+                name: slot.wanted.purpose.name().into_owned(),
                 address: slot.address(),
                 bound: slot.bound.is_ok(),
                 error: slot.bound.as_ref().err().cloned(),
@@ -165,7 +194,31 @@ impl Listeners {
                 descriptors.push(socket.as_fd());
             }
         }
+        for network in self.networks.keys() {
+            let (more, sockets) = self.passed_of(*network);
+            passed.extend(more);
+            descriptors.extend(sockets);
+        }
         (passed, descriptors)
+    }
+
+    /// The part of [`Listeners::passed`] that is one network's.
+    pub fn passed_of(&self, network: NetworkId) -> (Vec<Passed>, Vec<BorrowedFd<'_>>) {
+        let Some(found) = self.networks.get(&network) else {
+            return (Vec::new(), Vec::new());
+        };
+        let passed = Passed {
+            purpose: Purpose::Intercept {
+                network,
+                datapath: found.taken,
+            },
+            thread: usize::try_from(network.0).unwrap_or_default() % self.threads,
+        };
+        [&found.v4, &found.v6]
+            .into_iter()
+            .flatten()
+            .map(|socket| (passed.clone(), socket.as_fd()))
+            .unzip()
     }
 
     /// The listener of interception for one family: the first of its set, and its port.
@@ -173,7 +226,7 @@ impl Listeners {
         let slot = self
             .slots
             .iter()
-            .find(|s| s.wanted.purpose == Purpose::Intercept && s.wanted.address.is_ipv6() == ipv6)?;
+            .find(|s| s.wanted.purpose == Purpose::HOST_INTERCEPT && s.wanted.address.is_ipv6() == ipv6)?;
         let socket = slot.bound.as_ref().ok()?.first()?;
         Some((socket.as_fd(), socket.local_addr().ok()?.port()))
     }
@@ -188,14 +241,14 @@ impl Listeners {
             let error = reason(&error);
             let name = wanted.purpose.name();
             if ipv6_missing(wanted.address, &error) {
-                tracing::debug!(name, address = %wanted.address, "this host has no IPv6 loopback");
+                tracing::debug!(%name, address = %wanted.address, "this host has no IPv6 loopback");
             } else {
-                tracing::error!(name, address = %wanted.address, "cannot bind {} ({name}): {error}", wanted.address);
+                tracing::error!(%name, address = %wanted.address, "cannot bind {} ({name}): {error}", wanted.address);
             }
             error
         });
         let skip = matches!(&bound, Err(error) if ipv6_missing(wanted.address, error));
-        if !skip || wanted.purpose == Purpose::Intercept {
+        if !skip || wanted.purpose == Purpose::HOST_INTERCEPT {
             self.slots.push(Slot { wanted, bound });
         }
     }
@@ -317,5 +370,30 @@ mod tests {
         );
         listeners.reconcile(&[]);
         assert!(listeners.status().iter().all(|l| l.name == "intercept"));
+    }
+
+    #[test]
+    fn networks_come_and_go_beside_the_hosts_listeners() {
+        let bound = || TcpListener::bind(loopback()).unwrap();
+        let mut listeners = Listeners::new(2);
+        listeners.add_interception();
+        let host = listeners.passed().0.len();
+        listeners.add_network(NetworkId(3), Taken::Cgroup, Some(bound()), None);
+        listeners.add_network(NetworkId(4), Taken::Tc, Some(bound()), Some(bound()));
+        let (passed, descriptors) = listeners.passed();
+        assert_eq!((passed.len(), descriptors.len()), (host + 3, host + 3));
+        assert_eq!(passed[host].purpose.name(), "intercept network 3 (cgroup)");
+        assert_eq!(passed[host + 1].purpose.name(), "intercept network 4 (tc)");
+        // One thread each, by number.
+        assert_eq!(
+            passed[host..].iter().map(|p| p.thread).collect::<Vec<_>>(),
+            [1, 0, 0]
+        );
+        // Neither status nor a reload knows them one by one.
+        assert!(listeners.status().iter().all(|l| l.name == "intercept"));
+        listeners.reconcile(&[]);
+        assert_eq!(listeners.passed_of(NetworkId(3)).1.len(), 1);
+        assert!(listeners.remove_network(NetworkId(4)) && !listeners.remove_network(NetworkId(4)));
+        assert_eq!(listeners.passed().0.len(), host + 1);
     }
 }

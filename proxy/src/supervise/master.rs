@@ -14,15 +14,18 @@ use super::listeners::{self, Listeners};
 use super::notify;
 use super::privileges;
 use super::process::{WorkerEvent, WorkerId, WorkerProcess};
-use super::protocol::{MasterStatus, ToWorker, WorkerStatus};
+use super::protocol::{FromWorker, MasterStatus, ToWorker, WorkerStatus};
 use crate::cli::Exit;
 use crate::config::{Config, Loaded, Reloader};
-use crate::intercept::InterceptError;
+use crate::intercept::{Changes, InterceptError};
+use crate::relay::network::NetworkId;
 
 /// How often state is pushed to the worker and the small chores are done.
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks between two tries to bind what was busy, and between two full looks for Agents.
 const CHORES: u64 = 5;
+/// Ticks between two counts of what is costly to count.
+const COUNT: u64 = 60;
 /// A worker that has not shown for so long that its event loop turns is ended and replaced. Its loop does nothing
 /// that takes longer than milliseconds.
 const HUNG: Duration = Duration::from_secs(15);
@@ -40,7 +43,8 @@ pub fn run(loaded: Loaded, reloader: Reloader) -> Exit {
     };
     runtime.block_on(async {
         match Master::start(loaded, reloader).await {
-            Ok(master) => master.run().await,
+            // Boxed: everything that the loop awaits lies in it.
+            Ok(master) => Box::pin(master.run()).await,
             Err(exit) => exit,
         }
     })
@@ -117,7 +121,12 @@ impl Master {
             );
             return Err(Exit::Unavailable);
         }
-        start_interception(&config, interception.engage(&listeners))?;
+        for opened in start_interception(&config, interception.engage(&listeners))?
+            .unwrap_or_default()
+            .opened
+        {
+            listeners.add_network(NetworkId(opened.network), opened.taken, opened.v4, opened.v6);
+        }
 
         let (events_tx, events) = mpsc::channel(64);
         let mut master = Self {
@@ -156,7 +165,7 @@ impl Master {
             let event = tokio::select! {
                 Some((id, event)) = self.events.recv() => Event::Worker(id, event),
                 Some(pending) = self.requests.recv() => Event::Request(pending),
-                () = self.interception.agents_changed() => Event::Agents,
+                () = self.interception.changed() => Event::Agents,
                 () = sleep_until(restart_at) => Event::Restart,
                 _ = tick.tick() => Event::Tick,
                 _ = self.signals.hup.recv() => Event::Reload,
@@ -171,7 +180,7 @@ impl Master {
                     }
                 }
                 Event::Request((request, tell)) => self.on_request(request, tell).await,
-                Event::Agents => self.sync_agents().await,
+                Event::Agents => self.follow_agents().await,
                 Event::Restart => {
                     self.restart_at = None;
                     self.replace_worker();
@@ -186,6 +195,7 @@ impl Master {
     async fn on_request(&mut self, request: Request, tell: oneshot::Sender<Answer>) {
         match request {
             Request::Status => {
+                self.interception.count();
                 self.waiting_for_status.push(tell);
                 match self
                     .workers
@@ -201,7 +211,7 @@ impl Master {
                 let on = request == Request::InterceptOn;
                 tracing::info!(on, "interception toggled by command");
                 self.interception.want(on);
-                let answer = match self.apply_interception() {
+                let answer = match self.apply_interception().await {
                     Ok(()) => {
                         Answer::Ok(serde_json::to_value(self.interception.status()).unwrap_or_default())
                     }
@@ -216,11 +226,17 @@ impl Master {
 
     async fn on_tick(&mut self) {
         self.ticks += 1;
+        if self.ticks.is_multiple_of(COUNT) {
+            self.interception.count();
+        }
         if self.ticks.is_multiple_of(CHORES) {
             if self.listeners.retry() {
                 self.replace_worker();
             }
-            self.sync_agents().await;
+            self.follow_agents().await;
+        } else if self.interception.met_unknown_namespace() {
+            // Somebody was refused because we did not know its namespace yet.
+            self.follow_agents().await;
         }
         let limit = self.config.limits.drain_timeout + DRAIN_SLACK;
         for worker in &self.workers {
@@ -247,11 +263,26 @@ impl Master {
         }
     }
 
-    async fn sync_agents(&mut self) {
-        if let Err(error) = self.interception.sync() {
-            tracing::error!(%error, "cannot follow the Agents that come and go");
-        }
+    /// Looks for Agents, and takes up what changed.
+    async fn follow_agents(&mut self) {
+        let changes = self.interception.sync();
+        self.follow(changes).await;
         self.push_state().await;
+    }
+
+    /// Hands new networks to the workers and takes away those that are gone.
+    async fn follow(&mut self, changes: Changes) {
+        for network in changes.closed {
+            let network = NetworkId(network);
+            self.listeners.remove_network(network);
+            self.forget_network(network).await;
+        }
+        for opened in changes.opened {
+            let network = NetworkId(opened.network);
+            self.listeners
+                .add_network(network, opened.taken, opened.v4, opened.v6);
+            self.announce_network(network).await;
+        }
     }
 
     async fn stop(mut self) -> Exit {
@@ -259,7 +290,7 @@ impl Master {
         notify::stopping();
         self.interception.leave();
         // Nobody must wait in a backlog that is never served.
-        drop(self.listeners);
+        self.listeners = Listeners::new(1);
         for worker in &mut self.workers {
             worker.drain().await;
         }
@@ -269,6 +300,9 @@ impl Master {
                 Some((id, event)) = self.events.recv() => {
                     if matches!(event, WorkerEvent::Ended(_)) {
                         self.workers.retain(|worker| worker.id != id);
+                    } else if matches!(event, WorkerEvent::Said(FromWorker::SocketWanted { .. })) {
+                        // A request in flight that needs a connection. Nothing else matters any more.
+                        self.on_worker(id, event).await;
                     }
                 }
                 () = tokio::time::sleep_until(deadline) => break,
@@ -348,16 +382,16 @@ impl Master {
 
 /// Interception that is only the default and cannot be had is not an error: a container without privileges serves the
 /// explicit ports, as the haproxy-based proxy does.
-fn start_interception<T>(config: &Config, result: Result<T, InterceptError>) -> Result<(), Exit> {
+fn start_interception<T>(config: &Config, result: Result<T, InterceptError>) -> Result<Option<T>, Exit> {
     match result {
-        Ok(_) => Ok(()),
+        Ok(done) => Ok(Some(done)),
         Err(error) if config.intercept.requested => {
             tracing::error!("cannot intercept (intercept.enabled): {error}");
             Err(Exit::from_intercept(&error))
         }
         Err(error) => {
             tracing::warn!("serving the explicit ports only; interception is not possible here: {error}");
-            Ok(())
+            Ok(None)
         }
     }
 }

@@ -1,5 +1,6 @@
-//! What master and worker say to each other, and what `status` shows. JSON, one message a line after the set-up.
+//! What master and worker say to each other, and what `status` shows. JSON, one message a line.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -8,10 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::Product;
 use crate::config::Config;
-use crate::intercept::InterceptStatus;
+use crate::intercept::{InterceptStatus, PodRef, Taken, tc};
+use crate::relay::network::NetworkId;
 use crate::tls::{ModuleStatus, RootsStatus};
 
-/// The first message to a worker. Its listeners follow as descriptors, in this order.
+/// The first message to a worker. Its listeners are the descriptors beside it, in this order.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Setup {
     /// What to do.
@@ -40,16 +42,31 @@ pub enum Purpose {
     /// A product port of the Agent's `fips.*` range.
     Explicit(Product),
     /// Connections that the kernel programs bring.
-    Intercept,
+    Intercept {
+        /// Where the clients are.
+        network: NetworkId,
+        /// How they come.
+        datapath: Taken,
+    },
 }
 
 impl Purpose {
-    /// The name in messages and status: `status`, the product's name, or `intercept`.
-    pub fn name(self) -> &'static str {
+    /// What the host's own Agents are brought to.
+    pub const HOST_INTERCEPT: Self = Self::Intercept {
+        network: NetworkId::HOST,
+        datapath: Taken::Cgroup,
+    };
+
+    /// The name in messages and status: `status`, the product's name, `intercept` for the host's own Agents, and for others
+    /// such as `intercept network 7 (cgroup)`.
+    pub fn name(self) -> Cow<'static, str> {
         match self {
-            Self::Status => "status",
-            Self::Explicit(product) => product.name(),
-            Self::Intercept => "intercept",
+            Self::Status => "status".into(),
+            Self::Explicit(product) => product.name().into(),
+            Self::HOST_INTERCEPT => "intercept".into(),
+            Self::Intercept { network, datapath } => {
+                format!("intercept network {network} ({})", datapath.name()).into()
+            }
         }
     }
 }
@@ -66,6 +83,17 @@ pub enum ToWorker {
     LogLevel(String),
     /// Answer with [`FromWorker::Status`].
     Status,
+    /// Serve these too: a descriptor each.
+    AddListeners(Vec<Passed>),
+    /// The network is gone: close its listeners and whatever else keeps it.
+    RemoveNetwork(NetworkId),
+    /// The answer to [`FromWorker::SocketWanted`]: one descriptor, or why there is none.
+    Socket {
+        /// Whose answer.
+        request: u64,
+        /// Why there is no socket.
+        error: Option<String>,
+    },
 }
 
 /// Worker to master.
@@ -89,6 +117,28 @@ pub enum FromWorker {
     AddressesAsked,
     /// The answer to [`ToWorker::Status`].
     Status(Box<WorkerStatus>),
+    /// A TCP socket of this network is needed, unconnected. The answer is [`ToWorker::Socket`].
+    SocketWanted {
+        /// Comes back with the answer.
+        request: u64,
+        /// The namespace that makes it.
+        network: NetworkId,
+        /// IPv6, or IPv4.
+        ipv6: bool,
+    },
+    /// The Agent pods of this node, each time that they change.
+    Pods(Pods),
+}
+
+/// The Agent pods of this node as the Kubernetes API server tells them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pods {
+    /// All of them, each once, ordered by their UID.
+    pub found: Vec<PodRef>,
+    /// Why the API server cannot be asked, in words; what was found before stays in `found`.
+    pub problem: Option<String>,
+    /// `found` was the whole truth at least once. Before that a pod that is not in it may well be there.
+    pub synced: bool,
 }
 
 /// What only the master knows.
@@ -119,20 +169,12 @@ impl MasterStatus {
                 ))
             })
             .collect();
-        let interception = &self.interception;
-        if interception.enabled && interception.requested {
-            let why = match (&interception.kernel, interception.attached) {
-                (_, false) => interception.detail.as_deref().or(Some("not attached yet")),
-                _ if !interception.addresses_asked => {
-                    Some("the addresses of the intake names are being asked for")
-                }
-                (Some(kernel), true) if kernel.destinations == 0 => Some(
-                    "no intake name resolves, so nothing is selected: check the host's resolver, or set intercept.cidrs",
-                ),
-                _ => None,
-            };
-            reasons.extend(why.map(|why| format!("interception: {why}")));
-        }
+        reasons.extend(
+            self.interception
+                .not_ready()
+                .into_iter()
+                .map(|why| format!("interception: {why}")),
+        );
         reasons
     }
 }
@@ -163,9 +205,57 @@ pub struct InterceptionStatus {
     pub detail: Option<String>,
     /// Every intake name was asked for at least once.
     pub addresses_asked: bool,
+    /// Why Kubernetes cannot be asked for Agent pods.
+    pub pods_problem: Option<String>,
     /// The kernel side, when it is loaded.
     #[serde(flatten)]
     pub kernel: Option<InterceptStatus>,
+}
+
+impl InterceptionStatus {
+    /// What keeps the interception that was asked for from being whole; empty when nothing does, or nobody asked for it.
+    fn not_ready(&self) -> Vec<String> {
+        if !self.enabled || !self.requested {
+            return Vec::new();
+        }
+        let Some(kernel) = self.kernel.as_ref().filter(|_| self.attached) else {
+            return vec![
+                self.detail
+                    .clone()
+                    .unwrap_or_else(|| "not attached yet".to_owned()),
+            ];
+        };
+        let mut reasons = Vec::new();
+        if !self.addresses_asked {
+            reasons.push("the addresses of the intake names are being asked for".to_owned());
+        } else if kernel.destinations == 0 {
+            reasons.push(
+                "no intake name resolves, so nothing is selected: check the host's resolver, or set intercept.cidrs"
+                    .to_owned(),
+            );
+        }
+        reasons.extend(kernel.trouble.iter().cloned());
+        reasons.extend(
+            self.pods_problem
+                .iter()
+                .map(|problem| format!("Kubernetes: {problem}")),
+        );
+        reasons.extend(
+            kernel
+                .agents
+                .iter()
+                .filter(|agent| agent.datapath.is_none() && !agent.waiting)
+                .map(|agent| format!("{} is not taken: {}", agent.selector, agent.why)),
+        );
+        reasons.extend(
+            kernel
+                .interfaces
+                .iter()
+                .filter(|interface| interface.state != tc::InterfaceState::Active)
+                .map(|interface| format!("interface {interface}")),
+        );
+        reasons
+    }
 }
 
 /// What only the worker knows.

@@ -6,40 +6,48 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
-use super::channel::{self, Receiver, Sender};
+use super::broker::Broker;
+use super::channel::Channel;
 use super::privileges;
-use super::protocol::{FromWorker, MasterStatus, Passed, Purpose, Setup, ToWorker, WorkerStatus};
+use super::protocol::{FromWorker, MasterStatus, Passed, Purpose, Setup, WorkerStatus};
 use crate::catalog::Catalog;
 use crate::cli::Exit;
 use crate::cli::output::complain;
 use crate::config::{Config, TlsPolicy};
+use crate::kubernetes;
 use crate::observe::http::{self, Facts};
 use crate::observe::logging;
 use crate::observe::metrics::Metrics;
+use crate::relay::network::Sockets;
 use crate::relay::upstream::resolve::{Intake, Resolver, Sources};
-use crate::relay::{self, Listener, Role, Shared, Slots};
+use crate::relay::{self, Change, Listener, Role, Shared, Slots};
 use crate::tls;
 
-/// How often the worker says that its event loop turns.
-const HEARTBEAT: Duration = Duration::from_secs(1);
+mod converse;
 
 /// A worker of a master: standard input is the channel.
 pub fn run_for_master() -> Exit {
     // A copy of descriptor 0 that belongs to us; 0 itself stays where it is.
-    let channel = match std::io::stdin().as_fd().try_clone_to_owned() {
-        Ok(fd) => UnixStream::from(fd),
+    let mut channel = match std::io::stdin().as_fd().try_clone_to_owned() {
+        Ok(fd) => Channel::new(UnixStream::from(fd)),
         Err(error) => return fail_early(&format!("standard input is not the master's channel: {error}")),
     };
-    let (setup, descriptors) = match channel::receive_setup::<Setup>(&channel, |setup| setup.listeners.len())
-    {
-        Ok(received) => received,
+    let (setup, descriptors) = match channel.receive::<Setup>() {
+        Ok((setup, descriptors)) if setup.listeners.len() == descriptors.len() => (setup, descriptors),
+        Ok((setup, descriptors)) => {
+            return fail_early(&format!(
+                "the master's set-up names {} listeners and came with {}",
+                setup.listeners.len(),
+                descriptors.len()
+            ));
+        }
         Err(error) => return fail_early(&format!("no set-up from the master: {error}")),
     };
     logging::start(&setup.config.log);
@@ -133,6 +141,12 @@ struct Worker {
     status_listeners: Vec<TcpListener>,
     drain: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
+    /// One for each data thread.
+    changes: Vec<mpsc::UnboundedSender<Change>>,
+    broker: Arc<Broker>,
+    /// What others want the master to know.
+    tell: mpsc::UnboundedSender<FromWorker>,
+    told: Option<mpsc::UnboundedReceiver<FromWorker>>,
 }
 
 impl Worker {
@@ -162,6 +176,8 @@ impl Worker {
             .map_err(|e| (Exit::Internal, e.to_string()))?;
         let config = Arc::new(config);
         let metrics = Arc::new(Metrics::new(module, master, config.log.access));
+        let (tell, told) = mpsc::unbounded_channel();
+        let broker = Arc::new(Broker::new(tell.clone(), config.upstream.connect_timeout));
         let shared = Arc::new(Shared {
             config: Arc::clone(&config),
             catalog: Arc::new(Catalog::new(&config.site)),
@@ -170,17 +186,21 @@ impl Worker {
             recorder: Arc::clone(&metrics) as Arc<dyn relay::Recorder>,
             slots: Arc::new(Slots::new(config.limits.max_connections)),
             origin: Arc::new(relay::kernel_original_dst),
+            sockets: Arc::clone(&broker) as Arc<dyn Sockets>,
         });
         let (drain, draining) = watch::channel(false);
         let (data, status_listeners) = sort(listeners, config.worker.threads);
         let mut threads = Vec::new();
+        let mut changes = Vec::new();
         for (index, listeners) in data.into_iter().enumerate() {
             let shared = Arc::clone(&shared);
             let draining = draining.clone();
+            let (change, changing) = mpsc::unbounded_channel();
+            changes.push(change);
             let thread = std::thread::Builder::new()
                 .name(format!("data-{index}"))
                 .spawn(move || {
-                    data_thread(listeners, shared, draining);
+                    data_thread(listeners, changing, shared, draining);
                 });
             threads.push(thread.map_err(|e| (Exit::Internal, format!("cannot start a thread: {e}")))?);
         }
@@ -194,11 +214,15 @@ impl Worker {
             status_listeners,
             drain,
             threads,
+            changes,
+            broker,
+            tell,
+            told: Some(told),
         })
     }
 
     /// Serves until told to drain, by the master, by its death or by SIGTERM.
-    fn run(mut self, channel: Option<UnixStream>) -> Exit {
+    fn run(mut self, channel: Option<Channel>) -> Exit {
         let facts = Arc::new(Facts {
             metrics: Arc::clone(&self.metrics),
             site: self.config.site.to_string(),
@@ -210,22 +234,35 @@ impl Worker {
         });
         let status_listeners = std::mem::take(&mut self.status_listeners);
         let threads = std::mem::take(&mut self.threads);
+        let told = self.told.take();
         let local = LocalSet::new();
         let result: std::io::Result<()> = local.block_on(&self.runtime, async {
             tokio::task::spawn_local(http::serve(status_listeners, facts, self.drain.subscribe()));
-            match channel {
-                Some(channel) => {
-                    let (sender, receiver) = channel::split(channel)?;
-                    let addresses = self.watch_intake();
-                    self.converse(sender, receiver, addresses).await;
-                }
-                None => terminated().await,
-            }
-            self.drain.send_replace(true);
-            // Requests in flight may still ask for an address: this runtime turns until the data threads are done.
-            let joined =
+            let mut joined =
                 tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| thread.join().is_ok()));
-            if !joined.await.unwrap_or_default() {
+            // While requests in flight finish this runtime turns: they may still ask for an address or a socket.
+            let talk = async {
+                match (channel, told) {
+                    (Some(channel), Some(told)) => {
+                        let (sender, receiver) = channel.split()?;
+                        self.watch_intake();
+                        self.watch_pods();
+                        self.converse(sender, receiver, told).await;
+                    }
+                    _ => terminated().await,
+                }
+                self.broker.close();
+                self.drain.send_replace(true);
+                std::io::Result::Ok(())
+            };
+            let ended = tokio::select! {
+                talked = talk => {
+                    talked?;
+                    joined.await
+                }
+                ended = &mut joined => ended,
+            };
+            if !ended.unwrap_or_default() {
                 tracing::error!("a data thread ended by a panic");
             }
             Ok(())
@@ -238,8 +275,8 @@ impl Worker {
     }
 
     /// Starts asking for the intake's addresses; what is found is the master's, for the kernel.
-    fn watch_intake(&self) -> mpsc::UnboundedReceiver<FromWorker> {
-        let (tell, told) = mpsc::unbounded_channel();
+    fn watch_intake(&self) {
+        let tell = self.tell.clone();
         let shared = Arc::clone(&self.shared);
         tokio::task::spawn_local(async move {
             let resolver = Arc::clone(&shared.resolver);
@@ -253,45 +290,19 @@ impl Worker {
             });
             told.await;
         });
-        told
     }
 
-    async fn converse(
-        &self,
-        mut sender: Sender,
-        mut receiver: Receiver,
-        mut addresses: mpsc::UnboundedReceiver<FromWorker>,
-    ) {
-        let mut heartbeat = tokio::time::interval(HEARTBEAT);
-        let mut terminated = std::pin::pin!(terminated());
-        let mut say = Some(FromWorker::Ready);
-        loop {
-            if let Some(message) = say.take()
-                && let Err(error) = sender.send(&message).await
-            {
-                tracing::warn!(%error, "the master is gone: draining");
-                return;
-            }
-            tokio::select! {
-                _ = heartbeat.tick() => say = Some(FromWorker::Alive),
-                Some(message) = addresses.recv() => say = Some(message),
-                () = &mut terminated => return,
-                message = receiver.next::<ToWorker>() => match message {
-                    Ok(Some(ToWorker::Drain)) => return,
-                    Ok(Some(ToWorker::Master(status))) => self.metrics.set_master(*status),
-                    Ok(Some(ToWorker::LogLevel(level))) => logging::set_level(&level),
-                    Ok(Some(ToWorker::Status)) => say = Some(FromWorker::Status(Box::new(self.status()))),
-                    Ok(None) => {
-                        tracing::warn!("the master is gone: draining");
-                        return;
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, "the master's channel broke: draining");
-                        return;
-                    }
-                },
-            }
-        }
+    /// Starts following the Agent pods of this node, for the master.
+    fn watch_pods(&self) {
+        let tell = self.tell.clone();
+        let config = Arc::clone(&self.config);
+        tokio::task::spawn_local(async move {
+            kubernetes::watch::follow(&config, |pods| {
+                // As for addresses.
+                let _ = tell.send(FromWorker::Pods(pods));
+            })
+            .await;
+        });
     }
 
     fn status(&self) -> WorkerStatus {
@@ -309,9 +320,16 @@ impl Worker {
 }
 
 /// One data thread: its own runtime, listeners and pool. A connection stays here from accept to its record.
-fn data_thread(listeners: Vec<Listener>, shared: Arc<Shared>, draining: watch::Receiver<bool>) {
+fn data_thread(
+    listeners: Vec<Listener>,
+    changes: mpsc::UnboundedReceiver<Change>,
+    shared: Arc<Shared>,
+    draining: watch::Receiver<bool>,
+) {
     match Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => LocalSet::new().block_on(&runtime, relay::serve(listeners, shared, draining)),
+        Ok(runtime) => {
+            LocalSet::new().block_on(&runtime, relay::serve(listeners, changes, shared, draining));
+        }
         Err(error) => tracing::error!(%error, "cannot start a data thread's runtime"),
     }
 }
@@ -324,7 +342,7 @@ fn sort(listeners: Vec<(OwnedFd, Passed)>, threads: usize) -> (Vec<Vec<Listener>
     for (descriptor, passed) in listeners {
         let socket = TcpListener::from(descriptor);
         if let Err(error) = socket.set_nonblocking(true) {
-            tracing::error!(%error, name = passed.purpose.name(), "cannot use a listener");
+            tracing::error!(%error, name = %passed.purpose.name(), "cannot use a listener");
             continue;
         }
         let role = match passed.purpose {
@@ -333,7 +351,10 @@ fn sort(listeners: Vec<(OwnedFd, Passed)>, threads: usize) -> (Vec<Vec<Listener>
                 continue;
             }
             Purpose::Explicit(product) => Role::Explicit(product),
-            Purpose::Intercept => Role::Intercept,
+            Purpose::Intercept { network, datapath } => Role::Intercept {
+                network,
+                taken: datapath,
+            },
         };
         data[passed.thread % threads].push(Listener { role, socket });
     }
@@ -355,14 +376,14 @@ async fn terminated() {
 }
 
 /// Tells the master why we cannot start.
-fn refuse(channel: UnixStream, exit: Exit, message: &str) -> Exit {
+fn refuse(channel: Channel, exit: Exit, message: &str) -> Exit {
     tracing::error!("{message}");
     let sent = Builder::new_current_thread()
         .enable_all()
         .build()
         .and_then(|runtime| {
             runtime.block_on(async {
-                let (mut sender, _receiver) = channel::split(channel)?;
+                let (mut sender, _receiver) = channel.split()?;
                 sender
                     .send(&FromWorker::Failed {
                         exit: exit as u8,

@@ -13,14 +13,16 @@ use agent_fips_proxy::config::{
     Config, Explicit, Limits, ListenAddress, Log, LogFormat, Status, TlsPolicy, Upstream as UpstreamConfig,
     UpstreamNetwork, Worker,
 };
+use agent_fips_proxy::relay::network::{MakingSocket, NetworkId, Sockets, Taken};
 use agent_fips_proxy::relay::outcome::{ConnectionRecord, RequestRecord, Via};
 use agent_fips_proxy::relay::upstream::Socket;
 use agent_fips_proxy::relay::upstream::connect::{Handshake, HandshakeFailure};
 use agent_fips_proxy::relay::upstream::resolve::{Resolver, Sources};
-use agent_fips_proxy::relay::{Listener, Recorder, Role, Shared, Slots, serve};
+use agent_fips_proxy::relay::{Change, Listener, Recorder, Role, Shared, Slots, serve};
 use agent_fips_proxy::tls::{self, Negotiated};
+use socket2::{Domain, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// What HTTP runs on.
 pub trait Io: AsyncRead + AsyncWrite + Unpin {}
@@ -93,6 +95,35 @@ impl Recorder for Records {
     }
 }
 
+/// Hands out sockets, and remembers who asked for which. There is one namespace here: what a network is gets its number
+/// from the test alone.
+#[derive(Default)]
+pub struct Made {
+    pub asked: Mutex<Vec<(NetworkId, bool)>>,
+    /// Networks that have no socket to give.
+    pub gone: Mutex<Vec<NetworkId>>,
+}
+
+impl Made {
+    pub fn asked(&self) -> Vec<(NetworkId, bool)> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+impl Sockets for Made {
+    fn socket(&self, network: NetworkId, ipv6: bool) -> MakingSocket<'_> {
+        self.asked.lock().unwrap().push((network, ipv6));
+        let gone = self.gone.lock().unwrap().contains(&network);
+        Box::pin(async move {
+            if gone {
+                return Err(agent_fips_proxy::relay::network::gone(network));
+            }
+            let domain = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
+            Ok(socket2::Socket::new(domain, Type::STREAM, None)?.into())
+        })
+    }
+}
+
 /// What a test may change before the proxy starts.
 pub struct Setup {
     pub config: Config,
@@ -103,6 +134,9 @@ pub struct Setup {
     pub product: Product,
     /// Where the explicit listener is.
     pub explicit: SocketAddr,
+    /// What the intercept listener is.
+    pub role: Role,
+    pub sockets: Arc<Made>,
 }
 
 pub struct Proxy {
@@ -110,6 +144,8 @@ pub struct Proxy {
     pub intercept: SocketAddr,
     pub records: Arc<Records>,
     pub tls: Plain,
+    pub sockets: Arc<Made>,
+    changes: mpsc::UnboundedSender<Change>,
     drain: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
     _dir: tempfile::TempDir,
@@ -130,6 +166,11 @@ impl Proxy {
             original: upstream,
             product: Product::Metrics,
             explicit: explicit.local_addr().unwrap(),
+            role: Role::Intercept {
+                network: NetworkId::HOST,
+                taken: Taken::Cgroup,
+            },
+            sockets: Arc::default(),
         };
         change(&mut setup);
         let dir = tempfile::tempdir().unwrap();
@@ -144,6 +185,8 @@ impl Proxy {
         let recorder: Arc<dyn Recorder> = Arc::<Records>::clone(&records);
         let (drain, drained) = watch::channel(false);
         let tls = setup.tls.clone();
+        let sockets = Arc::clone(&setup.sockets);
+        let (changes, changing) = mpsc::unbounded_channel();
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -157,6 +200,7 @@ impl Proxy {
                 resolver: Arc::new(Resolver::new(sources, runtime.handle().clone())),
                 recorder,
                 origin: Arc::new(move |_| Ok(setup.original)),
+                sockets: setup.sockets,
             });
             let listeners = vec![
                 Listener {
@@ -164,18 +208,20 @@ impl Proxy {
                     socket: explicit,
                 },
                 Listener {
-                    role: Role::Intercept,
+                    role: setup.role,
                     socket: intercept,
                 },
             ];
             let local = tokio::task::LocalSet::new();
-            local.block_on(&runtime, serve(listeners, shared, drained));
+            local.block_on(&runtime, serve(listeners, changing, shared, drained));
         });
         Self {
             explicit: addresses.0,
             intercept: addresses.1,
             records,
             tls,
+            sockets,
+            changes,
             drain,
             thread: Some(thread),
             _dir: dir,
@@ -184,6 +230,10 @@ impl Proxy {
 
     pub fn client(&self) -> Client {
         Client::connect(self.explicit)
+    }
+
+    pub fn change(&self, change: Change) {
+        self.changes.send(change).unwrap();
     }
 
     pub fn drain(&self) {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Failure;
@@ -16,8 +15,10 @@ use super::pool::{Line, Sender};
 use super::socket::{Noted, Socket, Watch};
 use super::target::{Target, may_dial};
 use crate::config::Upstream;
+use crate::relay::Shared;
 use crate::relay::accept::Thread;
 use crate::relay::http::MAX_BUFFER;
+use crate::relay::network::{self, NetworkId};
 use crate::relay::origin::{OriginalDst, UpstreamAddr, canonical};
 use crate::tls::{self, Negotiated};
 
@@ -71,12 +72,13 @@ pub struct HandshakeFailure {
     pub message: String,
 }
 
-/// Opens a connection for `target`: at the original destination first, then wherever the name leads.
+/// Opens a connection for `target` and a client of `network`: at the original destination first, then wherever the name leads.
 ///
 /// # Errors
 /// The last address's failure, or that there was no usable address.
 pub(super) async fn open<H: Handshake>(
     thread: &Thread<H>,
+    network: NetworkId,
     target: &Target,
     original: Option<OriginalDst>,
 ) -> Result<Line, Failure> {
@@ -86,9 +88,9 @@ pub(super) async fn open<H: Handshake>(
     if let Some(OriginalDst(original)) = original {
         // The client's port is 80; the intake speaks TLS on its own.
         let address = SocketAddr::new(original.ip(), upstream.port);
-        if usable(thread, address) {
+        if usable(thread, network, address) {
             tried.push(address);
-            match attempt(thread, target, UpstreamAddr(address)).await {
+            match attempt(thread, network, target, UpstreamAddr(address)).await {
                 Ok(line) => return Ok(line),
                 Err(failure) => {
                     tracing::debug!(name = %target.name, error = %failure, "original destination failed, resolving");
@@ -117,7 +119,7 @@ pub(super) async fn open<H: Handshake>(
         if tried.contains(&address) {
             continue;
         }
-        if !usable(thread, address) {
+        if !usable(thread, network, address) {
             refused = Some(address.ip());
             continue;
         }
@@ -125,7 +127,7 @@ pub(super) async fn open<H: Handshake>(
             break;
         }
         tried.push(address);
-        match attempt(thread, target, UpstreamAddr(address)).await {
+        match attempt(thread, network, target, UpstreamAddr(address)).await {
             Ok(line) => return Ok(line),
             Err(failure) => {
                 tracing::debug!(name = %target.name, %address, error = %failure, "address failed");
@@ -153,8 +155,8 @@ fn endpoint<'a>(upstream: &'a Upstream, target: &'a Target) -> (&'a str, u16) {
 }
 
 /// Public or allowed, and not one of our own listeners.
-fn usable<H: Handshake>(thread: &Thread<H>, address: SocketAddr) -> bool {
-    may_dial(address.ip(), &thread.shared.config.upstream.allow_private) && !thread.is_own(address)
+fn usable<H: Handshake>(thread: &Thread<H>, network: NetworkId, address: SocketAddr) -> bool {
+    may_dial(address.ip(), &thread.shared.config.upstream.allow_private) && !thread.is_own(network, address)
 }
 
 /// The families in turn, each in its resolver's order: one broken family costs one attempt, not all.
@@ -176,12 +178,12 @@ fn alternate(ips: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
 
 async fn attempt<H: Handshake>(
     thread: &Thread<H>,
+    network: NetworkId,
     target: &Target,
     addr: UpstreamAddr,
 ) -> Result<Line, Failure> {
     let limit = thread.shared.config.upstream.connect_timeout;
-    let max_head = thread.shared.config.limits.max_header_bytes;
-    let line = timeout(limit, dial(&thread.shared.tls, &target.name, addr, max_head))
+    let line = timeout(limit, dial(&thread.shared, network, &target.name, addr))
         .await
         .unwrap_or(Err(Failure::ConnectTimeout { addr }))?;
     thread.shared.recorder.upstream_connected(&line.tls);
@@ -189,21 +191,23 @@ async fn attempt<H: Handshake>(
 }
 
 async fn dial<H: Handshake>(
-    tls: &H,
+    shared: &Shared<H>,
+    network: NetworkId,
     name: &str,
     addr: UpstreamAddr,
-    max_head: usize,
 ) -> Result<Line, Failure> {
-    let connect = |source| Failure::Connect { addr, source };
-    let stream = TcpStream::connect(addr.0).await.map_err(connect)?;
-    stream.set_nodelay(true).map_err(connect)?;
+    let stream = network::dial(shared, network, addr.0)
+        .await
+        .map_err(|source| Failure::Connect { addr, source })?;
     let (socket, watch) = Socket::new(stream);
-    let (stream, negotiated) = tls
+    let (stream, negotiated) = shared
+        .tls
         .connect(name, socket)
         .await
         .map_err(|source| Failure::Handshake { addr, source })?;
     let negotiated = Arc::new(negotiated);
     let http2 = negotiated.http2;
+    let max_head = shared.config.limits.max_header_bytes;
     let sender = http(stream, Rc::clone(&watch), http2, max_head)
         .await
         .map_err(|source| Failure::Protocol { addr, source })?;

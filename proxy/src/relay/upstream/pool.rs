@@ -4,7 +4,7 @@
 //! asked for, it is dropped. An HTTP/2 connection stays in the pool while it is used by many requests at once.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::socket::Watch;
 use crate::relay::http::body::UploadBody;
+use crate::relay::network::NetworkId;
 use crate::relay::origin::UpstreamAddr;
 use crate::tls::Negotiated;
 
@@ -29,6 +30,8 @@ const SWEEP: Duration = Duration::from_secs(15);
 /// Connections with the same key are interchangeable: verified for the same name, reached the same way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(in crate::relay) struct Key {
+    /// Where the client is: its connections may be made there, and keep that namespace alive.
+    pub(in crate::relay) network: NetworkId,
     pub(in crate::relay) name: Rc<str>,
     /// The original destination of intercepted connections: each goes where its client meant to go.
     pub(in crate::relay) original: Option<SocketAddr>,
@@ -37,6 +40,8 @@ pub(in crate::relay) struct Key {
 /// The idle connections of one thread.
 pub(in crate::relay) struct Pool {
     idle: RefCell<HashMap<Key, Vec<Line>>>,
+    /// Whose connections are kept.
+    networks: RefCell<HashSet<NetworkId>>,
     idle_timeout: Duration,
 }
 
@@ -105,8 +110,20 @@ impl Pool {
     pub(in crate::relay) fn new(idle_timeout: Duration) -> Self {
         Self {
             idle: RefCell::new(HashMap::new()),
+            networks: RefCell::new(HashSet::new()),
             idle_timeout,
         }
+    }
+
+    /// Keeps connections of `network` from now on.
+    pub(in crate::relay) fn enter(&self, network: NetworkId) {
+        self.networks.borrow_mut().insert(network);
+    }
+
+    /// Closes the idle connections of `network`, and keeps none that is given back later.
+    pub(in crate::relay) fn leave(&self, network: NetworkId) {
+        self.networks.borrow_mut().remove(&network);
+        self.idle.borrow_mut().retain(|key, _| key.network != network);
     }
 
     /// The most recently used good connection for `key`. Bad ones that are met on the way are dropped.
@@ -145,7 +162,7 @@ impl Pool {
     }
 
     fn put(&self, key: Key, mut line: Line) {
-        if line.is_closed() {
+        if line.is_closed() || !self.networks.borrow().contains(&key.network) {
             return;
         }
         line.reused = true;

@@ -42,11 +42,12 @@ impl Master {
         let mut replace = worker_view(&new) != worker_view(&self.config) || before != self.listeners.status();
         let level = (new.log.level != self.config.log.level).then(|| new.log.level.clone());
         self.config = new;
-        if let Err(error) = self.interception.reconfigure(self.config.intercept.clone()) {
-            tracing::error!(%error, "interception does not follow the new configuration");
+        match self.interception.reconfigure(self.config.intercept.clone()) {
+            Ok(changes) => self.follow(changes).await,
+            Err(error) => tracing::error!(%error, "interception does not follow the new configuration"),
         }
         let generation = self.next_worker;
-        if let Err(error) = self.apply_interception() {
+        if let Err(error) = self.apply_interception().await {
             tracing::error!(%error, "interception does not follow the new configuration");
         }
         replace &= generation == self.next_worker;
@@ -65,12 +66,19 @@ impl Master {
     }
 
     /// Makes the kernel follow what is wanted.
-    pub(super) fn apply_interception(&mut self) -> Result<(), InterceptError> {
+    pub(super) async fn apply_interception(&mut self) -> Result<(), InterceptError> {
         if !self.interception.enabled() {
-            return self.interception.disengage();
+            let mut changes = self.interception.disengage(self.config.limits.drain_timeout);
+            let failed = std::mem::take(&mut changes.failed);
+            self.follow(changes).await;
+            return match failed.is_empty() {
+                true => Ok(()),
+                false => Err(InterceptError::Unsupported(failed.join("; "))),
+            };
         }
         let prepared = self.interception.prepare(&mut self.listeners)?;
-        self.interception.engage(&self.listeners)?;
+        let changes = self.interception.engage(&self.listeners)?;
+        self.follow(changes).await;
         if prepared {
             // The worker that runs has no intercept listener and lives in another cgroup.
             self.replace_worker();

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::Master;
 use crate::cli::Exit;
+use crate::relay::network::NetworkId;
 use crate::supervise::process::{WorkerEvent, WorkerId, WorkerProcess};
-use crate::supervise::protocol::FromWorker;
+use crate::supervise::protocol::{FromWorker, ToWorker};
 
 /// A worker that dies earlier than this died of its start; the next one is delayed, longer each time, up to
 /// [`RESTART_DELAY_MAX`].
@@ -52,6 +53,29 @@ impl Master {
                 self.push_state().await;
             }
             WorkerEvent::Said(FromWorker::Status(status)) => self.answer_status(Some(*status)),
+            WorkerEvent::Said(FromWorker::SocketWanted {
+                request,
+                network,
+                ipv6,
+            }) => {
+                let made = self.interception.upstream_socket(network, ipv6);
+                self.workers[at].answer_socket(request, made).await;
+            }
+            WorkerEvent::Said(FromWorker::Pods(pods)) => {
+                // A worker that drains sees no change any more.
+                if !self.workers[at].draining {
+                    self.interception.set_pods(pods);
+                    self.follow_agents().await;
+                }
+            }
+            WorkerEvent::Deaf => {
+                let worker = &self.workers[at];
+                tracing::error!(
+                    pid = worker.pid,
+                    "the worker does not read what it is told: ending it"
+                );
+                worker.kill();
+            }
             WorkerEvent::Ended(status) => {
                 let worker = self.workers.remove(at);
                 return self.on_worker_end(&worker, status);
@@ -96,6 +120,21 @@ impl Master {
             self.restart_at = Some(tokio::time::Instant::now() + delay.min(RESTART_DELAY_MAX));
         }
         None
+    }
+
+    /// Hands the listeners of a new network to every worker that accepts. One that is started later gets them anyway.
+    pub(super) async fn announce_network(&mut self, network: NetworkId) {
+        for worker in self.workers.iter_mut().filter(|worker| !worker.draining) {
+            worker.add_listeners(&self.listeners, network).await;
+        }
+    }
+
+    /// Makes every worker let go of a network. One that drains has closed its listeners, but may have idle connections
+    /// and spare sockets there: it is told too.
+    pub(super) async fn forget_network(&mut self, network: NetworkId) {
+        for worker in &mut self.workers {
+            worker.send(&ToWorker::RemoveNetwork(network)).await;
+        }
     }
 
     pub(super) fn start_worker(&mut self) -> std::io::Result<()> {

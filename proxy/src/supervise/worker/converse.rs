@@ -1,0 +1,120 @@
+//! What the worker and its master say to each other while it serves and while it drains.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::{Worker, sort, terminated};
+use crate::observe::logging;
+use crate::relay::Change;
+use crate::relay::network::NetworkId;
+use crate::supervise::channel::{Receiver, Sender};
+use crate::supervise::protocol::{FromWorker, Passed, ToWorker};
+
+/// How often the worker says that its event loop turns.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+impl Worker {
+    /// Talks until the channel is of no use any more. Told to drain, by the master or by SIGTERM, it goes on: requests in
+    /// flight may still need sockets that the master makes.
+    pub(super) async fn converse(
+        &self,
+        mut sender: Sender,
+        mut receiver: Receiver,
+        mut told: mpsc::UnboundedReceiver<FromWorker>,
+    ) {
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        let mut terminated = std::pin::pin!(terminated());
+        let mut draining = false;
+        let mut say = Some(FromWorker::Ready);
+        loop {
+            if let Some(message) = say.take()
+                && let Err(error) = sender.send(&message).await
+            {
+                tracing::warn!(%error, "the master is gone: draining");
+                return;
+            }
+            tokio::select! {
+                // A draining worker's silence is what tells the master how long it drains.
+                _ = heartbeat.tick(), if !draining => say = Some(FromWorker::Alive),
+                Some(message) = told.recv() => {
+                    if !draining || matches!(message, FromWorker::SocketWanted { .. }) {
+                        say = Some(message);
+                    }
+                }
+                () = &mut terminated, if !draining => draining = self.drain(),
+                message = receiver.next::<ToWorker>() => match message {
+                    Ok(Some((ToWorker::Drain, _))) => draining = self.drain(),
+                    Ok(Some((message, descriptors))) => say = self.hear(message, descriptors),
+                    Ok(None) => {
+                        tracing::warn!("the master is gone: draining");
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the master's channel broke: draining");
+                        return;
+                    }
+                },
+            }
+        }
+    }
+
+    fn drain(&self) -> bool {
+        self.drain.send_replace(true);
+        true
+    }
+
+    /// One message of the master's, and what to answer.
+    fn hear(&self, message: ToWorker, descriptors: Vec<OwnedFd>) -> Option<FromWorker> {
+        match message {
+            // The loop above does it.
+            ToWorker::Drain => {}
+            ToWorker::Master(status) => self.metrics.set_master(*status),
+            ToWorker::LogLevel(level) => logging::set_level(&level),
+            ToWorker::Status => return Some(FromWorker::Status(Box::new(self.status()))),
+            ToWorker::AddListeners(passed) => self.add_listeners(passed, descriptors),
+            ToWorker::RemoveNetwork(network) => self.remove_network(network),
+            ToWorker::Socket { request, error } => {
+                let made = match (error, descriptors.into_iter().next()) {
+                    (None, Some(socket)) => Ok(socket),
+                    (Some(error), _) => Err(io::Error::other(error)),
+                    (None, None) => Err(io::Error::other("the master's answer came without a socket")),
+                };
+                self.broker.answer(request, made);
+            }
+        }
+        None
+    }
+
+    fn add_listeners(&self, passed: Vec<Passed>, descriptors: Vec<OwnedFd>) {
+        if passed.len() != descriptors.len() {
+            tracing::error!(
+                named = passed.len(),
+                came = descriptors.len(),
+                "the master's listeners are not what it said: not served"
+            );
+            return;
+        }
+        let listeners = descriptors.into_iter().zip(passed).collect();
+        let (data, status) = sort(listeners, self.changes.len());
+        if !status.is_empty() {
+            tracing::error!("a listener of the status page cannot be added while serving");
+        }
+        for (listeners, thread) in data.into_iter().zip(&self.changes) {
+            if !listeners.is_empty() {
+                // A thread that is gone drains: it accepts nothing any more.
+                let _ = thread.send(Change::Add(listeners));
+            }
+        }
+    }
+
+    fn remove_network(&self, network: NetworkId) {
+        self.broker.forget(network);
+        for thread in &self.changes {
+            // As above; then its listeners are closed already.
+            let _ = thread.send(Change::Remove(network));
+        }
+    }
+}
