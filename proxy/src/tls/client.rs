@@ -1,5 +1,6 @@
 //! Sessions towards the intake: one constructor for every client configuration, one call for every handshake.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::{ClientConnection, Resumption};
@@ -31,6 +32,16 @@ pub struct Client {
     connector: TlsConnector,
     policy: TlsPolicy,
     roots: Arc<RootsStatus>,
+    names: Names,
+}
+
+/// What a server may be called.
+#[derive(Clone, Copy, Debug)]
+enum Names {
+    /// DNS names: an intake has no other.
+    Dns,
+    /// DNS names and IP addresses: the API server of Kubernetes is known by its address.
+    DnsOrIp,
 }
 
 impl Client {
@@ -40,11 +51,31 @@ impl Client {
     /// Roots that cannot be used, or a cryptographic module that does not answer as approved.
     pub fn new(upstream: &Upstream) -> Result<Self, ConfigError> {
         let (store, roots) = roots::load(upstream.ca_file.as_deref())?;
-        let config = client_config(upstream.tls_policy, store)?;
+        let config = client_config(upstream.tls_policy, store, &[b"h2", b"http/1.1"])?;
         Ok(Self {
             connector: TlsConnector::from(Arc::new(config)),
             policy: upstream.tls_policy,
             roots: Arc::new(roots),
+            names: Names::Dns,
+        })
+    }
+
+    /// A client for one authority's servers, HTTP/1.1 only: it trusts exactly the certificates of `ca_file` (PEM), and a
+    /// server may be named by its IP address. Everything else is as for an intake.
+    ///
+    /// # Errors
+    /// As [`Client::new`], in words: the file is not `upstream.ca_file`.
+    pub fn for_authority(policy: TlsPolicy, ca_file: &Path) -> Result<Self, String> {
+        let (store, roots) = roots::load(Some(ca_file)).map_err(|error| match error {
+            ConfigError::CaFile { path, problem } => format!("{}: {problem}", path.display()),
+            other => other.to_string(),
+        })?;
+        let config = client_config(policy, store, &[b"http/1.1"]).map_err(|error| error.to_string())?;
+        Ok(Self {
+            connector: TlsConnector::from(Arc::new(config)),
+            policy,
+            roots: Arc::new(roots),
+            names: Names::DnsOrIp,
         })
     }
 
@@ -61,10 +92,10 @@ impl Client {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let server = DnsName::try_from(name.to_owned()).map_err(|_| HandshakeError::not_a_name(name))?;
+        let server = self.server_name(name)?;
         let mut stream = self
             .connector
-            .connect(ServerName::DnsName(server), io)
+            .connect(server, io)
             .await
             .map_err(|error| HandshakeError::from_io(name, &error))?;
         let (_, session) = stream.get_mut();
@@ -72,6 +103,14 @@ impl Client {
         session.set_buffer_limit(Some(BUFFER_LIMIT));
         let negotiated = negotiated(session, name);
         Ok((stream, negotiated))
+    }
+
+    fn server_name(&self, name: &str) -> Result<ServerName<'static>, HandshakeError> {
+        let found = match self.names {
+            Names::Dns => DnsName::try_from(name.to_owned()).map(ServerName::DnsName),
+            Names::DnsOrIp => ServerName::try_from(name.to_owned()),
+        };
+        found.map_err(|_| HandshakeError::not_a_name(name))
     }
 
     /// Whom this client trusts.
@@ -92,7 +131,11 @@ impl Client {
     clippy::disallowed_methods,
     reason = "this is the constructor that the lint sends everybody to"
 )]
-fn client_config(policy: TlsPolicy, roots: rustls::RootCertStore) -> Result<ClientConfig, ConfigError> {
+fn client_config(
+    policy: TlsPolicy,
+    roots: rustls::RootCertStore,
+    protocols: &[&[u8]],
+) -> Result<ClientConfig, ConfigError> {
     let provider = provider::provider(policy);
     if !provider.fips() {
         return Err(ConfigError::NotApproved {
@@ -110,7 +153,7 @@ fn client_config(policy: TlsPolicy, roots: rustls::RootCertStore) -> Result<Clie
     config.enable_secret_extraction = false;
     config.enable_sni = true;
     config.resumption = Resumption::in_memory_sessions(REMEMBERED_SESSIONS);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     if !config.fips() {
         return Err(ConfigError::NotApproved {
             what: "client configuration",
