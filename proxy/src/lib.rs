@@ -9,7 +9,8 @@
 //! 4. [`relay`] is the worker: accept, origin, classify, decide, http or tunnel, upstream, outcome.
 //! 5. [`tls`] is the only place that names rustls or the crypto module.
 //! 6. [`observe`] tells the world: logs, metrics, status, redaction.
-//! 7. [`cli`] is one verb a file.
+//! 7. [`kubernetes`] asks the API server which pods of this node are Agents.
+//! 8. [`cli`] is one verb a file.
 
 // They panic when the reader has gone: `cli::output` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -18,6 +19,7 @@ pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod intercept;
+pub mod kubernetes;
 pub mod observe;
 pub mod relay;
 pub mod supervise;

@@ -6,10 +6,13 @@ use serde::Serialize;
 
 use super::{Exit, InputArgs};
 use crate::cli::output::{complain, say};
+use crate::config::Config;
 use crate::intercept::preflight::{self, Check};
-use crate::supervise::listeners;
+use crate::intercept::tc::{InterfaceState, InterfaceStatus};
+use crate::intercept::{self, Forecast};
+use crate::supervise::{admin, listeners};
 use crate::tls::module;
-use crate::{supervise::admin, tls};
+use crate::{kubernetes, tls};
 
 /// `doctor`
 #[derive(clap::Args)]
@@ -17,15 +20,22 @@ pub struct DoctorArgs {
     /// As JSON
     #[arg(long)]
     json: bool,
+    /// Run other vendors' classifiers once with a test packet, to learn what they answer. This is a real run: it can
+    /// write the vendor's maps (counters, connection tracking)
+    #[arg(long)]
+    probe: bool,
 }
 
 #[derive(Serialize)]
 struct Report {
-    /// Interception would work.
+    /// Interception will work, for every Agent that is there.
     interception: bool,
     /// Every port is free, or ours already.
     ports: bool,
     checks: Vec<Check>,
+    /// Absent where interception is off, or cannot be foreseen: a check says why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    forecast: Option<Forecast>,
 }
 
 /// `doctor`. Exit 0 only if what the configuration asks for will work.
@@ -35,17 +45,32 @@ pub(super) fn run(args: &DoctorArgs, inputs: &InputArgs) -> Exit {
         Err(exit) => return exit,
     };
     let config = &loaded.config;
-    let kernel = preflight::checks();
-    let interception = kernel.iter().all(|check| check.ok || !check.required);
-    let lacks_capability = kernel
+    let mut checks = preflight::checks();
+    let lacks_capability = checks
         .iter()
         .any(|check| !check.ok && check.required && check.capability.is_some());
-    let mut checks = kernel;
+    let able = checks.iter().all(|check| check.ok || !check.required);
+    let mut forecast = if able && config.intercept.enabled {
+        foresee(config, args.probe, &mut checks)
+    } else {
+        None
+    };
+    // A proxy that runs holds the ports itself, and sees what can only be foreseen otherwise.
+    let running = ask_running(config);
+    if let Some(seen) = &running {
+        checks.extend(interface_checks(seen));
+        if let (Some(forecast), Ok(seen)) = (&mut forecast, seen) {
+            forecast.observe(seen);
+        }
+    }
+    let foreseen = checks.iter().all(|check| check.ok || !check.required);
+    let interception = able && foreseen && forecast.as_ref().is_none_or(Forecast::good);
     checks.push(crypto_module());
     checks.push(trust(config));
-    // A proxy that runs holds the ports itself.
-    let running = admin::ask(&config.status.socket, admin::Request::Status).is_ok();
-    let ports: Vec<Check> = if running { Vec::new() } else { port_checks(config) };
+    let ports: Vec<Check> = match running {
+        Some(_) => Vec::new(),
+        None => port_checks(config),
+    };
     let ports_free = ports.iter().all(|check| check.ok);
     checks.extend(ports);
     let all = checks.iter().all(|check| check.ok || !check.required);
@@ -53,6 +78,7 @@ pub(super) fn run(args: &DoctorArgs, inputs: &InputArgs) -> Exit {
         interception,
         ports: ports_free,
         checks,
+        forecast,
     };
     if args.json {
         match serde_json::to_string_pretty(&report) {
@@ -60,12 +86,88 @@ pub(super) fn run(args: &DoctorArgs, inputs: &InputArgs) -> Exit {
             Err(error) => complain!("agent-fips-proxy: {error}"),
         }
     } else {
-        print(&report);
+        print(&report, args.probe);
     }
-    match (all, config.intercept.enabled && !interception, lacks_capability) {
-        (true, ..) => Exit::Ok,
-        (false, true, true) => Exit::NoPermission,
-        (false, ..) => Exit::Unavailable,
+    let wanted = config.intercept.enabled;
+    match (
+        all && (interception || !wanted),
+        wanted && !interception && lacks_capability,
+    ) {
+        (true, _) => Exit::Ok,
+        (false, true) => Exit::NoPermission,
+        (false, false) => Exit::Unavailable,
+    }
+}
+
+/// How each Agent will be taken. What keeps us from knowing becomes a check.
+fn foresee(config: &Config, probe: bool, checks: &mut Vec<Check>) -> Option<Forecast> {
+    let pods = match kubernetes::list_once(config) {
+        Ok(pods) => {
+            checks.push(good(
+                "kubernetes",
+                format!("names {} Agent pods of this node", pods.len()),
+            ));
+            pods
+        }
+        Err(kubernetes::Error::NotAsked) => Vec::new(),
+        Err(error) => {
+            checks.push(bad(
+                "kubernetes",
+                error.to_string(),
+                "see the message, or set intercept.agents.pods.api: off",
+            ));
+            Vec::new()
+        }
+    };
+    match intercept::forecast(&config.intercept, config.upstream.network, pods, probe) {
+        Ok(mut forecast) => {
+            checks.append(&mut forecast.checks);
+            Some(forecast)
+        }
+        Err(error) => {
+            checks.push(bad("agents", error.to_string(), "run as root on the host"));
+            None
+        }
+    }
+}
+
+/// What the running proxy says of its interfaces, or why that cannot be read; `None` when none runs.
+fn ask_running(config: &Config) -> Option<Result<Vec<InterfaceStatus>, String>> {
+    Some(
+        match admin::ask(&config.status.socket, admin::Request::Status).ok()? {
+            admin::Answer::Ok(status) => match status["interception"]["interfaces"].clone() {
+                // Its programs are not loaded.
+                serde_json::Value::Null => Ok(Vec::new()),
+                interfaces => serde_json::from_value(interfaces)
+                    .map_err(|error| format!("it is of another version and answers differently: {error}")),
+            },
+            admin::Answer::Error(message) => Err(message),
+        },
+    )
+}
+
+/// Interfaces on which the running proxy's classifier does not see an Agent's packets.
+fn interface_checks(running: &Result<Vec<InterfaceStatus>, String>) -> Vec<Check> {
+    match running {
+        Ok(interfaces) => interfaces
+            .iter()
+            .filter(|interface| interface.state != InterfaceState::Active)
+            .map(|interface| {
+                bad(
+                    "running proxy",
+                    format!("interface {interface}"),
+                    "what the message says; where the configuration says so already, reload",
+                )
+            })
+            .collect(),
+        Err(why) => vec![Check {
+            required: false,
+            ..bad(
+                "running proxy",
+                format!("cannot be asked for its interfaces: {why}"),
+                "restart it after an upgrade",
+            )
+        }],
     }
 }
 
@@ -87,7 +189,7 @@ fn crypto_module() -> Check {
     }
 }
 
-fn trust(config: &crate::config::Config) -> Check {
+fn trust(config: &Config) -> Check {
     match tls::Client::new(&config.upstream) {
         Ok(client) => {
             let roots = client.roots();
@@ -104,7 +206,7 @@ fn trust(config: &crate::config::Config) -> Check {
     }
 }
 
-fn port_checks(config: &crate::config::Config) -> Vec<Check> {
+fn port_checks(config: &Config) -> Vec<Check> {
     listeners::wanted(config)
         .into_iter()
         .filter_map(|wanted| {
@@ -151,7 +253,7 @@ fn bad(name: &str, detail: String, cure: &str) -> Check {
     }
 }
 
-fn print(report: &Report) {
+fn print(report: &Report, probed: bool) {
     for check in &report.checks {
         let mark = match (check.ok, check.required) {
             (true, _) => "OK  ",
@@ -163,9 +265,75 @@ fn print(report: &Report) {
             say!("      -> {}", check.cure);
         }
     }
+    if let Some(forecast) = &report.forecast {
+        print_forecast(forecast, probed);
+    }
     say!("");
     say!(
         "interception will {}",
         if report.interception { "work" } else { "NOT work" }
     );
+}
+
+fn print_forecast(forecast: &Forecast, probed: bool) {
+    say!("");
+    say!("Agents");
+    if forecast.agents.is_empty() {
+        say!("note  none is there now; one that comes is found by intercept.agents");
+    }
+    for agent in &forecast.agents {
+        let mark = if agent.datapath.is_some() { "OK  " } else { "FAIL" };
+        let datapath = agent.datapath.map_or("not taken", |taken| taken.name());
+        say!(
+            "{mark}  {:<34} {datapath}: {}",
+            agent.selector.to_string(),
+            agent.why
+        );
+    }
+    if forecast.interfaces.is_empty() {
+        return;
+    }
+    say!("");
+    say!("Classifiers on ingress, in the order in which they run");
+    for interface in &forecast.interfaces {
+        let mark = match (interface.needed, interface.reached) {
+            (_, Some(true)) => "OK  ",
+            (true, _) => "FAIL",
+            (false, _) => "note",
+        };
+        say!("{mark}  {:<34} ours: {}", interface.name, interface.ours);
+        for (place, line) in (1..).zip(&interface.chain) {
+            let owner = if line.entry.ours { "; ours" } else { "" };
+            say!(
+                "      {place}. {}, tag {}, answers {}{owner}",
+                line.entry,
+                line.entry
+                    .program
+                    .as_ref()
+                    .map_or("-", |program| program.tag.as_str()),
+                line.returns
+            );
+        }
+        let words = if interface.needed {
+            ""
+        } else {
+            "no Agent is taken here; for tc: "
+        };
+        say!("      -> {words}{}", interface.detail);
+        for advice in &interface.advice {
+            say!("      -> {advice}");
+        }
+    }
+    if !probed
+        && forecast
+            .interfaces
+            .iter()
+            .any(|interface| interface.needed && interface.reached.is_none())
+    {
+        say!("");
+        say!(
+            "note  `doctor --probe` runs the programs above once with a test packet, to learn what they answer; that can \
+             write their maps"
+        );
+    }
 }

@@ -218,11 +218,35 @@ fn print_interception(interception: &InterceptionStatus) {
     if let Some(detail) = &interception.detail {
         say!("                 {detail}");
     }
+    if let Some(problem) = &interception.pods_problem {
+        say!("  kubernetes     {problem}");
+    }
     if let Some(kernel) = &interception.kernel {
         say!("  destinations   {}", kernel.destinations);
         for agent in &kernel.agents {
-            say!("  agent          {}", agent.path.display());
+            let datapath = agent.datapath.map_or("NOT TAKEN", |taken| taken.name());
+            say!(
+                "  agent          {}: {datapath} ({}); {}",
+                agent.selector,
+                agent.namespaces.join(", "),
+                agent.why
+            );
         }
+        for interface in &kernel.interfaces {
+            say!("  interface      {interface}");
+        }
+        let held = &kernel.resources;
+        say!(
+            "  held           {} networks, {} open namespaces, {} hooked cgroups, {} interfaces, {} flows, {} \
+             descriptors, {} threads",
+            held.networks,
+            held.open_namespaces,
+            held.hooked_cgroups,
+            held.interface_entries,
+            held.flows,
+            held.descriptors,
+            held.threads
+        );
         for (event, n) in kernel.counters.iter().filter(|(_, n)| **n > 0) {
             say!("  {event:<30} {n}");
         }

@@ -25,6 +25,8 @@ pub(super) fn read(path: &Path, text: &str, errors: &mut Vec<ConfigError>) -> Ve
         leading_zero_numbers_as_strings: true,
         reject_unsupported_tags: true,
         with_snippet: false,
+        // Comments are for people: a file may have as many as it likes.
+        emit_comments: false,
     };
     let mut reader = Reader {
         path,

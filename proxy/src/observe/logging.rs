@@ -56,7 +56,10 @@ fn may_be_shown(metadata: &Metadata<'_>) -> bool {
 /// The configuration has checked `level`; should it not parse all the same, `info` is better than silence. The access
 /// log has a switch of its own, `log.access`: a general `warn` does not silence it, `access=off` does.
 fn filter(level: &str) -> EnvFilter {
-    EnvFilter::try_new(format!("{ACCESS}=info,{level}")).unwrap_or_else(|_| EnvFilter::new("info"))
+    // kube_client warns with the whole of an answer that it cannot read, and a server may send back what it got: our
+    // token. What matters of it is in our own message.
+    EnvFilter::try_new(format!("{ACCESS}=info,kube_client=error,{level}"))
+        .unwrap_or_else(|_| EnvFilter::new("info"))
 }
 
 #[cfg(test)]

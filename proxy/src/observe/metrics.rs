@@ -1,6 +1,8 @@
 //! What is counted. Recording a request is a handful of relaxed atomic additions: every combination of labels has its
 //! place in an array, found by index; names are put to them when somebody reads.
 
+mod kernel;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -39,7 +41,7 @@ const BUCKETS: [f64; 13] = [
 ];
 /// Status classes: none sent, 1xx to 5xx.
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
-const VIAS: [Via; 2] = [Via::Explicit, Via::Cgroup];
+const VIAS: [Via; 3] = [Via::Explicit, Via::Cgroup, Via::Tc];
 const DECISIONS: [&str; 3] = ["terminate", "tunnel", "refuse"];
 /// One row a product, and one for names that belong to none.
 const PRODUCTS: usize = TABLE.len() + 1;
@@ -411,31 +413,10 @@ impl Counters {
             attached,
         )?;
         encode_lone_counter(e, "worker_restarts", "Workers that died", master.worker_restarts)?;
-        let Some(kernel) = &master.interception.kernel else {
-            return Ok(());
-        };
-        encode_lone_gauge(
-            e,
-            "intercepted_agents",
-            "Agent cgroups with hooks",
-            kernel.agents.len() as u64,
-        )?;
-        encode_lone_gauge(
-            e,
-            "destinations",
-            "Networks that the kernel selects",
-            kernel.destinations as u64,
-        )?;
-        let mut family = e.encode_descriptor(
-            "kernel_events",
-            "What the programs decided, from their per-CPU counters",
-            None,
-            MetricType::Counter,
-        )?;
-        for (event, n) in &kernel.counters {
-            encode_counter(&mut family, &[("event", event.as_str())], *n)?;
+        match &master.interception.kernel {
+            Some(kernel) => kernel::encode(kernel, e),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn used_products(&self) -> impl Iterator<Item = (&'static str, &ProductCounters)> {

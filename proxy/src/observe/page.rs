@@ -67,9 +67,23 @@ fn write(page: &mut String, facts: &Facts) -> std::fmt::Result {
     products(page, facts)?;
     upstream_tls(page, facts)?;
     if let Some(kernel) = &interception.kernel {
-        page.push_str("<h2>Intercepted Agents</h2><div class=\"wide\"><table><tr><th>cgroup</th></tr>");
+        page.push_str(
+            "<h2>Agents</h2><div class=\"wide\"><table><tr><th>Agent</th><th>taken by</th><th>why</th></tr>",
+        );
         for agent in &kernel.agents {
-            write!(page, "<tr><td>{}</td></tr>", Html(agent.path.display()))?;
+            write!(
+                page,
+                "<tr><td>{}</td><td>{}</td><td>{}</td></tr>",
+                Html(&agent.selector),
+                agent.datapath.map_or("nothing", |taken| taken.name()),
+                Html(&agent.why)
+            )?;
+        }
+        if !kernel.interfaces.is_empty() {
+            page.push_str("</table></div><h2>Interfaces</h2><div class=\"wide\"><table>");
+            for interface in &kernel.interfaces {
+                write!(page, "<tr><td>{}</td></tr>", Html(interface))?;
+            }
         }
         page.push_str("</table></div><h2>Kernel events</h2><div class=\"wide\"><table><tr><th>event</th><th class=\"n\">count</th></tr>");
         for (event, n) in &kernel.counters {
