@@ -3,7 +3,7 @@
 //! The kernel's lists are machine-wide and other tests run beside this one, so a count before and after says nothing:
 //! we remember the ids of what is pinned in the host's own bpffs, and ask for exactly these later.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -49,6 +49,44 @@ impl Objects {
         left.links.retain(|id| self.links.contains(id));
         Ok(left)
     }
+
+    /// Adds what these descriptors are; false when there is nothing among them.
+    fn note(&mut self, facts: &BTreeMap<std::ffi::OsString, String>) -> bool {
+        let mut known = false;
+        for (key, ids) in [
+            ("prog_id:", &mut self.programs),
+            ("map_id:", &mut self.maps),
+            ("link_id:", &mut self.links),
+        ] {
+            for id in facts
+                .values()
+                .flat_map(|fact| fact.lines())
+                .filter_map(|line| line.strip_prefix(key)?.trim().parse().ok())
+            {
+                ids.insert(id);
+                known = true;
+            }
+        }
+        known
+    }
+
+    /// Adds the others.
+    pub fn extend(&mut self, other: Self) {
+        self.programs.extend(other.programs);
+        self.maps.extend(other.maps);
+        self.links.extend(other.links);
+    }
+
+    /// Adds the maps that the programs use, which may be held by nothing else.
+    pub fn with_maps(mut self) -> Self {
+        for program in loaded_programs().flatten() {
+            if self.programs.contains(&program.id()) {
+                self.maps
+                    .extend(program.map_ids().ok().flatten().into_iter().flatten());
+            }
+        }
+        self
+    }
 }
 
 /// Every file below the host's pin directory.
@@ -66,39 +104,38 @@ pub fn objects(host: &Host) -> Result<Objects> {
     let mut objects = Objects::default();
     for pin in pins(host)? {
         // The kernel opens a pin of any kind the same way; what it is stands in the descriptor's fdinfo (map_id, prog_id,
-        // link_id), while this value holds it open. No other thread of a suite holds a bpf descriptor.
+        // link_id), while this value holds it open. No other thread of a suite opens a bpf descriptor meanwhile.
+        let before = bpf_descriptors("self")?;
         let open = PinnedLink::from_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
-        let facts = bpf_descriptors()?;
+        let mut facts = bpf_descriptors("self")?;
         drop(open);
-        let mut known = false;
-        for (key, ids) in [
-            ("prog_id:", &mut objects.programs),
-            ("map_id:", &mut objects.maps),
-            ("link_id:", &mut objects.links),
-        ] {
-            for id in facts
-                .lines()
-                .filter_map(|line| line.strip_prefix(key)?.trim().parse().ok())
-            {
-                ids.insert(id);
-                known = true;
-            }
-        }
-        if !known {
-            bail!("{} is neither program, map nor link: {facts}", pin.display());
+        facts.retain(|descriptor, _| !before.contains_key(descriptor));
+        if !objects.note(&facts) {
+            bail!("{} is neither program, map nor link: {facts:?}", pin.display());
         }
     }
     Ok(objects)
 }
 
-/// The fdinfo of every bpf descriptor of this process.
-fn bpf_descriptors() -> Result<String> {
-    let mut facts = String::new();
-    for entry in std::fs::read_dir("/proc/self/fd")?.flatten() {
+/// What a process holds open, pinned or not.
+pub fn held(process: nix::unistd::Pid) -> Result<Objects> {
+    let mut objects = Objects::default();
+    objects.note(&bpf_descriptors(&process.to_string())?);
+    Ok(objects)
+}
+
+/// The fdinfo of every bpf descriptor of a process, by its number.
+fn bpf_descriptors(process: &str) -> Result<BTreeMap<std::ffi::OsString, String>> {
+    let process = Path::new("/proc").join(process);
+    let mut facts = BTreeMap::new();
+    for entry in std::fs::read_dir(process.join("fd"))?.flatten() {
         let name = std::fs::read_link(entry.path()).unwrap_or_default();
         if name.to_string_lossy().starts_with("anon_inode:bpf") {
-            let info = Path::new("/proc/self/fdinfo").join(entry.file_name());
-            facts.push_str(&std::fs::read_to_string(info)?);
+            let info = process.join("fdinfo").join(entry.file_name());
+            // It may have been closed since it was listed.
+            if let Ok(info) = std::fs::read_to_string(info) {
+                facts.insert(entry.file_name(), info);
+            }
         }
     }
     Ok(facts)

@@ -37,9 +37,12 @@ impl Cgroup {
         })
     }
 
-    /// Makes a cgroup inside this one.
+    /// Makes a cgroup inside this one; those between, when `name` has several parts, are made too and stay as long as this one.
     pub fn child(&self, name: &str) -> Result<Self> {
         let path = self.path.join(name);
+        if let Some(between) = path.parent() {
+            std::fs::create_dir_all(between).with_context(|| format!("cannot make {}", between.display()))?;
+        }
         std::fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self {
             path,
@@ -48,9 +51,20 @@ impl Cgroup {
         })
     }
 
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The path relative to the root of cgroup2, as `intercept.agents.cgroups` wants it.
     pub fn inside(&self) -> &str {
         &self.inside
+    }
+
+    /// Moves a process that runs already. Its sockets stay where they were made.
+    pub fn enter(&self, pid: u32) -> Result<()> {
+        std::fs::write(self.path.join("cgroup.procs"), pid.to_string())
+            .with_context(|| format!("cannot move process {pid} into {}", self.path.display()))
     }
 
     /// `command`, but started inside this cgroup; the process id stays that of the program.

@@ -76,6 +76,8 @@ pub struct Seen {
     pub connection: u64,
     /// The address that was dialled.
     pub local: SocketAddr,
+    /// The client as the intake sees it: behind masquerading, the node.
+    pub peer: SocketAddr,
     /// TLS session.
     pub session: Session,
     /// `1.1` or `2`.
@@ -306,7 +308,9 @@ async fn connection(stream: TcpStream, number: u64, acceptor: Arc<tls::Acceptor>
         }
         Ok(_) => {}
     }
-    let Ok(local) = stream.local_addr() else { return };
+    let (Ok(local), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else {
+        return;
+    };
     match acceptor.accept(stream).await {
         Err(refused) => lock(&shared.refused).push(refused),
         Ok(stream) => {
@@ -314,6 +318,7 @@ async fn connection(stream: TcpStream, number: u64, acceptor: Arc<tls::Acceptor>
             let connection = Connection {
                 number,
                 local,
+                peer,
                 session,
                 shared,
             };
@@ -330,6 +335,7 @@ async fn connection(stream: TcpStream, number: u64, acceptor: Arc<tls::Acceptor>
 struct Connection {
     number: u64,
     local: SocketAddr,
+    peer: SocketAddr,
     session: Session,
     shared: Arc<Shared>,
 }
@@ -349,6 +355,7 @@ impl Connection {
         let mut seen = Seen {
             connection: self.number,
             local: self.local,
+            peer: self.peer,
             session: self.session.clone(),
             http,
             method: head.method,

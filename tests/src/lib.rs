@@ -1,6 +1,8 @@
 //! Harness of the suites in `tests/suites/`: everything around the real binary, made for one test and gone after it.
 //!
 //! - [`netns`]: a host and an outside world in network namespaces of their own, with a hosts file.
+//! - [`cni`]: pods by the real CNI plug-ins, in cgroups as kubelet names them.
+//! - [`kubernetes`]: a real one-node Kubernetes on such a host.
 //! - [`cgroup`]: child cgroups of the unified hierarchy.
 //! - [`ca`]: a certificate authority with good and bad leaves.
 //! - [`intake`]: a strict TLS intake that records what it saw, and a plain listener that catches leaks.
@@ -8,6 +10,7 @@
 //! - [`proxy`]: the binary under test: start, wait until ready, read its logs and metrics, stop.
 //! - [`agent`]: clients: curl and our load client.
 //! - [`bpf`]: which kernel objects are ours, and whether they are gone.
+//! - [`vendor`]: other people's classifiers, attached as they do it.
 //! - [`suite`]: cases with needs; a missing need is a skip with its reason, and a failure when `CI=true`.
 //!
 //! Nothing outside the namespaces is ever contacted. Namespaces live as long as a child process whose standard input
@@ -17,12 +20,15 @@ pub mod agent;
 pub mod bpf;
 pub mod ca;
 pub mod cgroup;
+pub mod cni;
 pub mod dns;
 pub mod intake;
+pub mod kubernetes;
 pub mod netns;
 pub mod plain;
 pub mod proxy;
 pub mod suite;
+pub mod vendor;
 pub mod world;
 
 use std::path::PathBuf;
@@ -66,8 +72,15 @@ pub fn succeed(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Asks again every 20 ms until `probe` answers, for at most `limit`; `what` names the thing in the error.
+/// This long, or its multiple: `AGENT_FIPS_PROXY_TEST_PATIENCE` says by how much an emulated machine is slower.
+pub fn patient(limit: Duration) -> Duration {
+    let factor = std::env::var("AGENT_FIPS_PROXY_TEST_PATIENCE").ok();
+    limit * factor.and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
+
+/// Asks again every 20 ms until `probe` answers, for at most `limit` ([`patient`]); `what` names the thing in the error.
 pub fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let limit = patient(limit);
     let start = Instant::now();
     loop {
         let last = match probe() {

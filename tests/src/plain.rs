@@ -16,6 +16,8 @@ use crate::netns::Host;
 pub struct Clear {
     /// The address that was dialled.
     pub local: SocketAddr,
+    /// Where it came from.
+    pub peer: SocketAddr,
     /// What came, at most 64 KiB.
     pub bytes: Vec<u8>,
 }
@@ -71,9 +73,9 @@ impl Drop for Plain {
 fn accept(listener: &TcpListener, seen: &Arc<Mutex<Vec<Clear>>>, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         match listener.accept() {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 let seen = Arc::clone(seen);
-                std::thread::spawn(move || serve(stream, &seen));
+                std::thread::spawn(move || serve(stream, peer, &seen));
             }
             Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }
@@ -81,7 +83,7 @@ fn accept(listener: &TcpListener, seen: &Arc<Mutex<Vec<Clear>>>, stop: &AtomicBo
 }
 
 /// Reads until the client pauses for 200 ms or the request looks complete, records, answers.
-fn serve(mut stream: TcpStream, seen: &Mutex<Vec<Clear>>) {
+fn serve(mut stream: TcpStream, peer: SocketAddr, seen: &Mutex<Vec<Clear>>) {
     let (Ok(local), Ok(()), Ok(())) = (
         stream.local_addr(),
         stream.set_nonblocking(false),
@@ -103,6 +105,6 @@ fn serve(mut stream: TcpStream, seen: &Mutex<Vec<Clear>>) {
     }
     seen.lock()
         .unwrap_or_else(PoisonError::into_inner)
-        .push(Clear { local, bytes });
+        .push(Clear { local, peer, bytes });
     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nplain");
 }

@@ -17,14 +17,14 @@ use serde_json::Value;
 
 use crate::cgroup::Cgroup;
 use crate::netns::Host;
-use crate::{capture, eventually, sibling};
+use crate::{capture, eventually, patient, sibling};
 
 pub use metrics::Metrics;
 
 /// Where the status page is.
 const STATUS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9803);
 /// How long a start may take; a debug build on a busy two-core machine needs most of it.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(60);
 
 /// The binary: `AGENT_FIPS_PROXY_BIN`, or the one that cargo built in our profile.
 pub fn binary() -> Result<PathBuf> {
@@ -129,7 +129,7 @@ impl<'a> Launch<'a> {
             .spawn()?;
         let start = Instant::now();
         while child.try_wait()?.is_none() {
-            if start.elapsed() > START {
+            if start.elapsed() > patient(START) {
                 child.kill()?;
                 let output = child.wait_with_output()?;
                 bail!(
@@ -211,7 +211,7 @@ impl Proxy<'_> {
             if answer.as_ref().is_ok_and(|(status, _)| *status == 200) {
                 return Ok(());
             }
-            if start.elapsed() > START {
+            if start.elapsed() > patient(START) {
                 bail!("not ready within {START:?}: {answer:?}\n{}", self.log());
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -221,8 +221,8 @@ impl Proxy<'_> {
     /// GET from the status port.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
         let text = self.host.within(|| {
-            let mut stream = TcpStream::connect_timeout(&STATUS, Duration::from_secs(2))?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            let mut stream = TcpStream::connect_timeout(&STATUS, patient(Duration::from_secs(2)))?;
+            stream.set_read_timeout(Some(patient(Duration::from_secs(5))))?;
             write!(
                 stream,
                 "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

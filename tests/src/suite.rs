@@ -12,6 +12,10 @@ pub enum Need {
     Root,
     /// cgroup2 and CAP_BPF, on top of root.
     Bpf,
+    /// The CNI plug-ins and iptables, on top of root.
+    Cni,
+    /// The programs of a one-node Kubernetes (built when missing), on top of root.
+    Kubernetes,
     /// The PyPI package `datadog` in `target/venv` (made when missing).
     Python,
     /// The `openssl` program.
@@ -26,6 +30,10 @@ impl Need {
             Self::Root => (!root).then(|| "root is needed to make namespaces".to_owned()),
             Self::Bpf if !root => Some("root is needed to load eBPF programs".to_owned()),
             Self::Bpf => crate::cgroup::mount().err().map(|error| format!("{error:#}")),
+            Self::Cni if !root => Some("root is needed to make pods".to_owned()),
+            Self::Cni => crate::cni::obstacle(),
+            Self::Kubernetes if !root => Some("root is needed to run a Kubernetes node".to_owned()),
+            Self::Kubernetes => crate::kubernetes::obstacle(),
             Self::Python => crate::agent::python().err().map(|error| format!("{error:#}")),
             Self::OpenSsl => crate::capture(std::process::Command::new("openssl").arg("version"))
                 .err()

@@ -98,13 +98,7 @@ impl World {
     /// A world with a difference.
     pub fn with(setup: Setup) -> Result<Self> {
         let names = names();
-        let both: Vec<(String, IpAddr)> = names
-            .iter()
-            .map(String::as_str)
-            .chain([BYSTANDER])
-            .flat_map(|name| [(name.to_owned(), INTAKE4), (name.to_owned(), INTAKE6)])
-            .collect();
-        let host = Host::new(&both)?;
+        let host = Host::new(&hosts())?;
         let net = Host::new(&[])?;
         join(&host, &net)?;
         for address in [INTAKE4, ELSEWHERE] {
@@ -168,6 +162,16 @@ impl World {
             .map(|bytes| String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).into_owned())
             .collect()
     }
+}
+
+/// What the hosts file says: every intake name and [`BYSTANDER`], at both addresses of the intake.
+pub fn hosts() -> Vec<(String, IpAddr)> {
+    names()
+        .iter()
+        .map(String::as_str)
+        .chain([BYSTANDER])
+        .flat_map(|name| [(name.to_owned(), INTAKE4), (name.to_owned(), INTAKE6)])
+        .collect()
 }
 
 /// Every intake name that the tests use.

@@ -1,5 +1,8 @@
 //! The harness on its own: a suite that trusts its tools only after they have been seen to catch what they must catch.
 
+#[path = "selfcheck/pods.rs"]
+mod pods;
+
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -43,6 +46,12 @@ fn main() -> ExitCode {
             "cgroup_holds_the_process",
             &[Need::Root],
             cgroup_holds_the_process,
+        ),
+        case("pods_reach_the_intake", &[Need::Cni], pods::pods_reach_the_intake),
+        case(
+            "pods_are_where_kubelet_puts_them",
+            &[Need::Cni],
+            pods::pods_are_where_kubelet_puts_them,
         ),
         case("nothing_stays_behind", &[Need::Root], nothing_stays_behind),
     ])
