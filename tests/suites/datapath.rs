@@ -19,8 +19,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 /// Set for the processes of a scenario: what to be, and its arguments.
 const ROLE: &str = "AFP_DATAPATH_ROLE";
-/// A scenario that hangs is killed: the longest takes some seconds.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// A scenario that hangs is killed after so many seconds: the longest takes some.
+const PATIENCE: u64 = 90;
 
 fn main() -> ExitCode {
     if let Ok(role) = std::env::var(ROLE) {
@@ -41,6 +41,7 @@ fn child(role: &str) -> ExitCode {
     let result = match kind {
         "agent" => agent::run(rest),
         "loader" => scenarios::loader(rest),
+        "acceptor" => scenarios::acceptor(rest),
         _ => scenarios::run(rest),
     };
     match result {
@@ -73,12 +74,13 @@ fn run_scenario(name: &str) -> Result<(), Failed> {
         .stderr
         .take()
         .map(|pipe| std::thread::spawn(move || std::io::read_to_string(pipe)));
+    let patience = patience();
     let start = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break Some(status);
         }
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > patience {
             child.kill()?;
             child.wait()?;
             break None;
@@ -93,6 +95,15 @@ fn run_scenario(name: &str) -> Result<(), Failed> {
     match status {
         Some(status) if status.success() => Ok(()),
         Some(status) => Err(format!("{status}\n{output}").into()),
-        None => Err(format!("killed after {PATIENCE:?}\n{output}").into()),
+        None => Err(format!("killed after {patience:?}\n{output}").into()),
     }
+}
+
+fn patience() -> Duration {
+    seconds(PATIENCE)
+}
+
+/// So many seconds, or their multiple.
+fn seconds(number: u64) -> Duration {
+    harness::patient(Duration::from_secs(number))
 }

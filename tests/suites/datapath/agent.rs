@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,6 +26,7 @@ pub fn run(arguments: &str) -> Result<()> {
     let seen = match action {
         "load" => load(target.parse()?, next()?.parse()?)?,
         "until" => until(target)?,
+        "hold" => hold(target.parse()?)?,
         _ => single(action, target.parse()?),
     };
     println!("{seen}");
@@ -43,7 +44,7 @@ fn single(action: &str, target: SocketAddr) -> Value {
         "stale" => stale(target),
         "udp" => udp(target),
         "mptcp" => mptcp(target),
-        "elsewhere" => elsewhere(target),
+        "from-41000" => from_port(41_000, target),
         other => Err(io::Error::other(format!("no action `{other}`"))),
     };
     match result {
@@ -56,8 +57,8 @@ type Seen = io::Result<(String, SocketAddr)>;
 
 fn socket(target: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
-    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-    socket.set_write_timeout(Some(Duration::from_secs(5)))?;
+    socket.set_read_timeout(Some(crate::seconds(5)))?;
+    socket.set_write_timeout(Some(crate::seconds(5)))?;
     Ok(socket)
 }
 
@@ -78,21 +79,43 @@ fn peer(socket: &Socket) -> io::Result<SocketAddr> {
 
 fn connect(target: SocketAddr) -> Seen {
     let socket = socket(target)?;
-    socket.connect_timeout(&target.into(), Duration::from_secs(5))?;
+    socket.connect_timeout(&target.into(), crate::seconds(5))?;
     listen(socket)
 }
 
-/// From another network namespace, where a server of its own has the destination's address.
-fn elsewhere(target: SocketAddr) -> Seen {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
-    crate::world::make_addresses().map_err(io::Error::other)?;
-    let server = TcpListener::bind(target)?;
-    std::thread::spawn(move || {
-        for stream in server.incoming().flatten() {
-            crate::world::say(stream, crate::world::DIRECT);
+/// From a given source port. Closed by reset: no side keeps these ends in TIME_WAIT, so that they can be used again.
+fn from_port(port: u16, target: SocketAddr) -> Seen {
+    let socket = socket(target)?;
+    let any: IpAddr = if target.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    socket.set_linger(Some(Duration::ZERO))?;
+    socket.bind(&SocketAddr::new(any, port).into())?;
+    socket.connect_timeout(&target.into(), crate::seconds(5))?;
+    listen(socket)
+}
+
+/// Connects, says "ready", waits for a line, and sends for two seconds: what an Agent does whose proxy died meanwhile.
+fn hold(target: SocketAddr) -> Result<Value> {
+    let mut socket = socket(target)?;
+    socket.connect_timeout(&target.into(), crate::seconds(5))?;
+    let mut first = [0_u8; 64];
+    let length = socket.read(&mut first)?;
+    println!("ready");
+    io::stdin().read_line(&mut String::new())?;
+    let start = Instant::now();
+    let mut error = None;
+    while start.elapsed() < Duration::from_secs(2) {
+        if let Err(failed) = socket.write_all(b"meant for the proxy") {
+            error = failed.raw_os_error();
+            break;
         }
-    });
-    connect(target)
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let reached = String::from_utf8_lossy(first.get(..length).unwrap_or_default()).into_owned();
+    Ok(json!({"reached": reached, "error": error}))
 }
 
 fn mptcp(target: SocketAddr) -> Seen {
@@ -101,7 +124,7 @@ fn mptcp(target: SocketAddr) -> Seen {
         Type::STREAM,
         Some(socket2::Protocol::MPTCP),
     )?;
-    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.set_read_timeout(Some(crate::seconds(5)))?;
     socket.connect(&target.into())?;
     listen(socket)
 }
@@ -119,7 +142,7 @@ fn nonblocking(target: SocketAddr) -> Seen {
         if let Some(error) = socket.take_error()? {
             return Err(error);
         }
-        if start.elapsed() > Duration::from_secs(5) {
+        if start.elapsed() > crate::seconds(5) {
             return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
         }
         std::thread::sleep(Duration::from_millis(1));
@@ -151,7 +174,7 @@ fn fast_open_connect(target: SocketAddr) -> Seen {
 fn bound_to_device(target: SocketAddr) -> Seen {
     let socket = socket(target)?;
     socket.bind_device(Some(b"lo"))?;
-    socket.connect_timeout(&target.into(), Duration::from_secs(5))?;
+    socket.connect_timeout(&target.into(), crate::seconds(5))?;
     listen(socket)
 }
 
@@ -173,7 +196,7 @@ fn stale(target: SocketAddr) -> Seen {
 fn udp(target: SocketAddr) -> Seen {
     let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any)?;
-    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.set_read_timeout(Some(crate::seconds(5)))?;
     socket.connect(target)?;
     socket.send(b"hello")?;
     let mut buffer = [0; 64];

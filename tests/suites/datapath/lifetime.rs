@@ -36,6 +36,31 @@ pub(super) fn a_killed_loader_leaves_the_policy_in_force(world: &World) -> Resul
     Ok(())
 }
 
+/// An Agent that only Kubernetes names: until it was asked, the next process leaves in force what the last one left.
+pub(super) fn hooks_wait_until_the_pods_are_known(world: &World) -> Result<()> {
+    world.serve_direct(&[80])?;
+    let target = "203.0.113.5:80";
+    Proxy::start(&config(world))?.interceptor.leave(true)?;
+    let mut config = config(world);
+    config.agents.cgroups.clear();
+    let mut proxy = Proxy::start(&config)?;
+    for _ in 0..2 {
+        expect(
+            &world.agent("agent", &format!("connect {target}"))?,
+            target,
+            target,
+        )?;
+        ensure!(proxy.interceptor.sync().failed.is_empty());
+    }
+    proxy.interceptor.set_pods(Vec::new());
+    ensure!(proxy.interceptor.sync().failed.is_empty());
+    expect(
+        &world.agent("agent", &format!("connect {target}"))?,
+        DIRECT,
+        target,
+    )
+}
+
 pub(super) fn an_upgrade_under_load_misses_nothing(world: &World) -> Result<()> {
     world.serve_direct(&[80])?;
     let old = Proxy::start(&config(world))?;
@@ -113,14 +138,16 @@ pub(super) fn an_agent_that_starts_later_is_found(world: &World) -> Result<()> {
                 world.make_cgroup(name).map(|()| Instant::now())
             });
             // Well below the periodic scan: inotify must have told.
-            runtime.block_on(async {
-                tokio::time::timeout(Duration::from_secs(3), watcher.changed()).await
-            })??;
-            let changes = proxy.interceptor.sync_agents()?;
+            runtime
+                .block_on(async { tokio::time::timeout(crate::seconds(3), watcher.changed()).await })??;
+            let changes = proxy.interceptor.sync();
             let made_at = maker.join().map_err(|_| anyhow::anyhow!("maker"))??;
-            ensure!(changes.attached == [made.clone()], "{changes:?}");
             ensure!(
-                made_at.elapsed() < Duration::from_millis(500),
+                changes.taken.iter().flat_map(|agent| &agent.cgroups).eq([&made]),
+                "{changes:?}"
+            );
+            ensure!(
+                made_at.elapsed() < crate::seconds(1) / 2,
                 "attached only after {:?}",
                 start.elapsed()
             );
@@ -133,10 +160,14 @@ pub(super) fn an_agent_that_starts_later_is_found(world: &World) -> Result<()> {
         )?;
     }
     world.remove_cgroup("late.slice/agent-1")?;
-    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(3), watcher.changed()).await })??;
-    let changes = proxy.interceptor.sync_agents()?;
+    runtime.block_on(async { tokio::time::timeout(crate::seconds(3), watcher.changed()).await })??;
+    let changes = proxy.interceptor.sync();
     ensure!(
-        changes.detached == [world.path("late.slice/agent-1")],
+        changes
+            .gone
+            .iter()
+            .flat_map(|agent| &agent.cgroups)
+            .eq([&world.path("late.slice/agent-1")]),
         "{changes:?}"
     );
     let status = proxy.interceptor.status();
@@ -159,8 +190,8 @@ pub(super) fn the_switch_detaches_and_attaches(world: &World) -> Result<()> {
             target,
             target,
         )?;
-        proxy.interceptor.set_attached(false)?;
-        ensure!(!proxy.interceptor.attached() && !proxy.interceptor.status().attached);
+        proxy.interceptor.switch_off(Duration::ZERO);
+        ensure!(!proxy.interceptor.attached() && proxy.interceptor.status().agents.is_empty());
         ensure!(
             own_link_count() == attached - 7,
             "links are left: {}",
@@ -172,10 +203,10 @@ pub(super) fn the_switch_detaches_and_attaches(world: &World) -> Result<()> {
             target,
         )?;
         ensure!(
-            proxy.interceptor.sync_agents()?.attached.is_empty(),
+            proxy.interceptor.sync().is_empty(),
             "a scan must not switch it on"
         );
-        proxy.interceptor.set_attached(true)?;
+        proxy.interceptor.switch_on()?;
         ensure!(own_link_count() == attached);
     }
     Ok(())
@@ -183,7 +214,7 @@ pub(super) fn the_switch_detaches_and_attaches(world: &World) -> Result<()> {
 
 /// Links that this process or its pins hold. Not all of the kernel's: other scenarios run at the same time.
 fn own_link_count() -> usize {
-    let pinned = walk(Path::new("/sys/fs/bpf/agent-fips-proxy/v1/links"));
+    let pinned = walk(Path::new("/sys/fs/bpf/agent-fips-proxy/v2/links"));
     let open = fs::read_dir("/proc/self/fd")
         .map(|entries| {
             entries
@@ -266,4 +297,30 @@ pub(super) fn pins_of_another_version_are_replaced(world: &World) -> Result<()> 
         second.interceptor.status()
     );
     Ok(())
+}
+
+/// An upgrade or a downgrade to another layout of the maps: the hooks of the other one have no listener any more.
+pub(super) fn what_another_layout_pinned_is_removed(world: &World) -> Result<()> {
+    world.serve_direct(&[80])?;
+    let own = Path::new("/sys/fs/bpf/agent-fips-proxy");
+    let target = "203.0.113.5:80";
+    let mut loader = start_loader(world)?;
+    loader.kill()?;
+    loader.wait()?;
+    fs::rename(own.join("v2"), own.join("v1"))?;
+    let seen = world.agent("agent", &format!("connect {target}"))?;
+    ensure!(!seen["error"].is_null(), "the old hooks are not in force: {seen}");
+
+    let proxy = Proxy::start(&config(world))?;
+    ensure!(!own.join("v1").exists(), "v1 is left");
+    let seen = world.agent("agent", &format!("connect {target}"))?;
+    expect(&seen, target, target)?;
+
+    proxy.interceptor.leave(true)?;
+    fs::rename(own.join("v2"), own.join("v1"))?;
+    let report = intercept::uninstall()?;
+    ensure!(report.links.len() == 5 && report.maps.len() == 12, "{report:?}");
+    ensure!(!own.exists(), "{report:?}");
+    let seen = world.agent("agent", &format!("connect {target}"))?;
+    expect(&seen, DIRECT, target)
 }

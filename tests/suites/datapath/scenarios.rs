@@ -3,6 +3,9 @@
 mod connections;
 mod host;
 mod lifetime;
+mod namespaces;
+mod network;
+mod packets;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -76,6 +79,10 @@ pub const ALL: &[(&str, Scenario)] = &[
         lifetime::a_killed_loader_leaves_the_policy_in_force,
     ),
     (
+        "hooks_wait_until_the_pods_are_known",
+        lifetime::hooks_wait_until_the_pods_are_known,
+    ),
+    (
         "an_upgrade_under_load_misses_nothing",
         lifetime::an_upgrade_under_load_misses_nothing,
     ),
@@ -100,6 +107,10 @@ pub const ALL: &[(&str, Scenario)] = &[
         lifetime::pins_of_another_version_are_replaced,
     ),
     (
+        "what_another_layout_pinned_is_removed",
+        lifetime::what_another_layout_pinned_is_removed,
+    ),
+    (
         "without_a_bpffs_one_is_mounted",
         host::without_a_bpffs_one_is_mounted,
     ),
@@ -109,10 +120,66 @@ pub const ALL: &[(&str, Scenario)] = &[
     ),
     ("a_missing_privilege_is_named", host::a_missing_privilege_is_named),
     ("three_capabilities_suffice", host::three_capabilities_suffice),
+    (
+        "three_capabilities_suffice_to_log",
+        host::three_capabilities_suffice_to_log,
+    ),
+    (
+        "too_little_locked_memory_is_named",
+        host::too_little_locked_memory_is_named,
+    ),
     ("uninstall_leaves_nothing", host::uninstall_leaves_nothing),
     (
         "an_uninstall_beneath_a_running_proxy_is_respected",
         host::an_uninstall_beneath_a_running_proxy_is_respected,
+    ),
+    (
+        "work_in_a_namespace_comes_home",
+        namespaces::work_in_a_namespace_comes_home,
+    ),
+    (
+        "an_agent_in_a_namespace_reaches_the_listener_there",
+        namespaces::an_agent_in_a_namespace_reaches_the_listener_there,
+    ),
+    (
+        "equal_tuples_of_two_namespaces_are_kept_apart",
+        namespaces::equal_tuples_of_two_namespaces_are_kept_apart,
+    ),
+    (
+        "an_unknown_namespace_follows_the_policy",
+        namespaces::an_unknown_namespace_follows_the_policy,
+    ),
+    (
+        "the_cookie_probe_agrees_with_the_socket_option",
+        namespaces::the_cookie_probe_agrees_with_the_socket_option,
+    ),
+    (
+        "a_namespace_without_loopback_is_waited_for",
+        namespaces::a_namespace_without_loopback_is_waited_for,
+    ),
+    (
+        "slots_of_others_are_left_alone",
+        namespaces::slots_of_others_are_left_alone,
+    ),
+    (
+        "packets_reach_the_listener_by_tcx",
+        packets::packets_reach_the_listener_by_tcx,
+    ),
+    (
+        "packets_reach_the_listener_by_clsact",
+        packets::packets_reach_the_listener_by_clsact,
+    ),
+    (
+        "our_own_connection_in_a_pod_is_left_alone",
+        packets::our_own_connection_in_a_pod_is_left_alone,
+    ),
+    (
+        "without_a_listener_packets_follow_the_policy",
+        packets::without_a_listener_packets_follow_the_policy,
+    ),
+    (
+        "nothing_leaves_after_the_listener_was_killed",
+        packets::nothing_leaves_after_the_listener_was_killed,
     ),
 ];
 
@@ -133,6 +200,8 @@ struct Proxy {
     own: OwnCgroup,
 }
 
+pub use network::acceptor;
+
 /// What a connection without an original destination is told.
 const LOST: &str = "lost";
 
@@ -141,7 +210,7 @@ impl Proxy {
     fn start(config: &Intercept) -> Result<Self> {
         let mut this = Self::load(config)?;
         this.set_listeners()?;
-        this.interceptor.set_attached(true)?;
+        this.interceptor.switch_on()?;
         Ok(this)
     }
 
@@ -219,6 +288,12 @@ fn intercepting(selector: String) -> Intercept {
 
 /// A loader in a process of its own: `<selector>`; says "ready" and lives until its standard input closes.
 pub fn loader(selector: &str) -> Result<()> {
+    if std::env::var_os(LOADER_LOG).is_some() {
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_writer(std::io::sink)
+            .init();
+    }
     let config = intercepting(selector.to_owned());
     let proxy = Proxy::start(&config)?;
     println!("ready");
@@ -227,6 +302,9 @@ pub fn loader(selector: &str) -> Result<()> {
     drop(proxy.own);
     Ok(())
 }
+
+/// Set for a loader that loads the programs with their log.
+const LOADER_LOG: &str = "AFP_DATAPATH_LOG";
 
 fn start_loader(world: &World) -> Result<Child> {
     spawn_loader(world, Command::new(std::env::current_exe()?))

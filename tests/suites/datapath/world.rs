@@ -85,57 +85,75 @@ impl World {
 
     /// Starts a client in a cgroup.
     pub fn start_agent(&self, cgroup: &str, action: &str) -> Result<std::process::Child> {
-        let directory = self.cgroups.directory(&self.path(cgroup));
-        Command::new(std::env::current_exe()?)
-            .env(ROLE, format!("agent {} {action}", directory.display()))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+        self.client(cgroup, action)?
             .spawn()
             .context("cannot start a client")
     }
 
+    /// A client in a cgroup, to be started: where it is started decides its network namespace.
+    pub fn client(&self, cgroup: &str, action: &str) -> Result<Command> {
+        let directory = self.cgroups.directory(&self.path(cgroup));
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .env(ROLE, format!("agent {} {action}", directory.display()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Ok(command)
+    }
+
     /// Serves "direct" on these ports of every destination, and UDP on the same ports.
     pub fn serve_direct(&self, ports: &[u16]) -> Result<()> {
-        for &port in ports {
-            let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-            let listener = TcpListener::bind(everywhere)?;
-            std::thread::spawn(move || {
-                for stream in listener.incoming().flatten() {
-                    say(stream, DIRECT);
-                }
-            });
-            let socket = UdpSocket::bind(everywhere)?;
-            std::thread::spawn(move || {
-                let mut buffer = [0; 64];
-                while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
-                    if socket.send_to(DIRECT.as_bytes(), peer).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        Ok(())
+        serve_direct(ports)
     }
+}
+
+/// Serves "direct" in the network namespace of the calling thread: on these ports of every destination, TCP and UDP.
+pub fn serve_direct(ports: &[u16]) -> Result<()> {
+    for &port in ports {
+        let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let listener = TcpListener::bind(everywhere)?;
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                say(stream, DIRECT);
+            }
+        });
+        let socket = UdpSocket::bind(everywhere)?;
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+                if socket.send_to(DIRECT.as_bytes(), peer).is_err() {
+                    break;
+                }
+            }
+        });
+    }
+    Ok(())
 }
 
 /// Makes the test addresses local to this network namespace.
 pub fn make_addresses() -> Result<()> {
-    for command in [
+    for arguments in [
         "link set lo up",
         "route add local 203.0.113.0/24 dev lo",
         "-6 route add local 2001:db8::/64 dev lo",
     ] {
-        let done = Command::new("ip")
-            .args(command.split(' '))
-            .output()
-            .context("ip")?;
-        ensure!(
-            done.status.success(),
-            "ip {command}: {}",
-            String::from_utf8_lossy(&done.stderr)
-        );
+        ip(arguments)?;
     }
+    Ok(())
+}
+
+/// Runs `ip`, in the network namespace of the calling thread.
+pub fn ip(arguments: &str) -> Result<()> {
+    let done = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .context("ip")?;
+    ensure!(
+        done.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
     Ok(())
 }
 
@@ -143,7 +161,7 @@ pub fn make_addresses() -> Result<()> {
 pub fn say(mut stream: TcpStream, text: &str) {
     if stream.write_all(text.as_bytes()).is_ok() && stream.shutdown(std::net::Shutdown::Write).is_ok() {
         // The client may have reset the connection: that is its right.
-        let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+        let _ = stream.set_read_timeout(Some(crate::seconds(5)));
         let _ = stream.read_to_end(&mut Vec::new());
     }
 }

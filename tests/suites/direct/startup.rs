@@ -42,8 +42,8 @@ const BAD: &[(&str, &[&str])] = &[
         &["intercept.https", "not available"],
     ),
     (
-        "intercept: {datapath: tc}\n",
-        &["intercept.datapath", "not available"],
+        "intercept: {datapath: xdp}\n",
+        &["intercept.datapath", "cgroup", "tc"],
     ),
     (
         "upstream: {tls_policy: \"off\"}\n",
