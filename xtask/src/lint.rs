@@ -45,6 +45,10 @@ const UNSAFE: &[(&str, &str)] = &[
         "tests: the module's service indicator has no safe binding",
     ),
     (
+        "tests/src/vendor.rs",
+        "bare instructions are loaded by bpf(2), which has no binding",
+    ),
+    (
         "tests/suites/datapath/",
         "socket calls that std does not have: disconnect, odd option lengths",
     ),

@@ -1,10 +1,12 @@
 //! `cargo xtask`: every developer and CI action as one typed verb. Run `cargo xtask help` for the list.
 
 mod audit;
+mod bench;
 mod build;
 mod ci;
 mod demo;
 mod docs;
+mod kernel;
 mod lint;
 mod setup;
 mod sh;
@@ -34,6 +36,8 @@ enum Verb {
     Demo(demo::Options),
     /// Run the unit tests and the suites of tests/ with the real binary (suites that need root say so)
     Test(test::Options),
+    /// Measure against a peer in the same run, as ratios (root)
+    Bench(bench::Options),
     /// Write docs/reference from the program's own tables
     Docs(docs::Options),
     /// Check formatting, clippy and the rules of this repository
@@ -64,6 +68,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::BuildEbpf(options) => build::ebpf(&options),
         Verb::Demo(options) => demo::run(&options),
         Verb::Test(options) => test::run(&options),
+        Verb::Bench(options) => bench::run(&options),
         Verb::Docs(options) => docs::run(&options),
         Verb::Lint(options) => lint::run(&options),
         Verb::Audit(options) => audit::run(&options),

@@ -65,6 +65,18 @@ const NEEDS: &[Need] = &[
         packages: &["iproute2"],
     },
     Need {
+        what: "CNI plug-ins (tests: pods)",
+        present: || {
+            PathBuf::from("/usr/lib/cni/ptp").is_file() && PathBuf::from("/usr/lib/cni/host-local").is_file()
+        },
+        packages: &["containernetworking-plugins"],
+    },
+    Need {
+        what: "iptables (tests: pods behind masquerading)",
+        present: || has("iptables") && has("ip6tables"),
+        packages: &["iptables"],
+    },
+    Need {
         what: "nsenter and unshare (tests)",
         present: || has("nsenter") && has("unshare"),
         packages: &["util-linux"],

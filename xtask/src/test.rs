@@ -2,21 +2,26 @@
 //! line that counts them all.
 
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build, sh};
+use crate::{build, kernel, sh};
 
 /// The suites, in the order of what a failure in them explains: one that fails early explains later ones.
 pub const SUITES: &[&str] = &[
     "selfcheck",
+    "classifiers",
     "datapath",
     "fips",
     "direct",
     "intercept",
     "lifecycle",
+    "pods",
+    "coexist",
     "secrets",
+    "kubernetes",
 ];
 
 /// Options of `cargo xtask test`.
@@ -25,6 +30,9 @@ pub struct Options {
     /// Run only this suite (repeatable); `unit` stands for the unit tests
     #[arg(long = "suite", value_name = "NAME")]
     pub suites: Vec<String>,
+    /// Run the suites that depend on the kernel on this one of Debian, under qemu (repeatable): 5.10, 6.1, 6.12, latest
+    #[arg(long = "kernel", value_name = "NAME")]
+    pub kernels: Vec<String>,
     /// Run only cases whose name contains this
     pub filter: Option<String>,
 }
@@ -37,8 +45,40 @@ struct Tally {
     skipped: u64,
 }
 
+impl Tally {
+    fn add(&mut self, more: Self) {
+        self.passed += more.passed;
+        self.failed += more.failed;
+        self.skipped += more.skipped;
+    }
+}
+
 /// Runs everything that was asked for, also after a failure, and fails at the end when anything did.
 pub fn run(options: &Options) -> Result<()> {
+    let mut tally = Tally::default();
+    let mut broken = Vec::new();
+    if options.kernels.is_empty() {
+        here(options, &mut tally, &mut broken)?;
+    } else {
+        other_kernels(options, &mut tally, &mut broken)?;
+    }
+    close(tally, &broken)
+}
+
+/// Everything on this machine, then the suites that depend on the kernel on another; one closing line for both.
+pub fn run_with_kernel(name: &str, suites: &[&str]) -> Result<()> {
+    let mut tally = Tally::default();
+    let mut broken = Vec::new();
+    let mut options = Options::default();
+    here(&options, &mut tally, &mut broken)?;
+    options.kernels = vec![name.to_owned()];
+    options.suites = suites.iter().map(|suite| (*suite).to_owned()).collect();
+    other_kernels(&options, &mut tally, &mut broken)?;
+    close(tally, &broken)
+}
+
+/// Unit tests and suites on the kernel that runs us.
+fn here(options: &Options, tally: &mut Tally, broken: &mut Vec<String>) -> Result<()> {
     let known: Vec<&str> = SUITES.iter().copied().filter(|suite| exists(suite)).collect();
     if let Some(unknown) = options
         .suites
@@ -48,24 +88,17 @@ pub fn run(options: &Options) -> Result<()> {
         bail!("no suite `{unknown}`; there are: unit, {}", known.join(", "));
     }
     let wanted = |name: &str| options.suites.is_empty() || options.suites.iter().any(|suite| suite == name);
-    let mut tally = Tally::default();
-    let mut broken = Vec::new();
     if wanted("unit") {
         report(
             "unit",
             count(&mut units(options.filter.as_deref())),
-            &mut tally,
-            &mut broken,
+            tally,
+            broken,
         );
     }
     let suites: Vec<&str> = known.into_iter().filter(|suite| wanted(suite)).collect();
     if !suites.is_empty() {
-        sh::run(sh::cargo().args(["build", "--locked", "--bins"]).args([
-            "--package",
-            "agent-fips-proxy",
-            "--package",
-            "agent-fips-proxy-tests",
-        ]))?;
+        build_programs()?;
     }
     for suite in suites {
         let mut command = sh::cargo();
@@ -84,8 +117,117 @@ pub fn run(options: &Options) -> Result<()> {
             .env("AGENT_FIPS_PROXY_BIN", build::binary(true))
             // A backtrace of the harness tells nothing about the proxy.
             .env("RUST_BACKTRACE", "0");
-        report(suite, count(&mut command), &mut tally, &mut broken);
+        report(suite, count(&mut command), tally, broken);
     }
+    Ok(())
+}
+
+/// The same on kernels of Debian: only [`kernel::KERNEL_SUITES`], with the same programs.
+fn other_kernels(options: &Options, tally: &mut Tally, broken: &mut Vec<String>) -> Result<()> {
+    let known: Vec<&str> = kernel::KERNEL_SUITES
+        .iter()
+        .map(|(suite, _)| *suite)
+        .filter(|suite| exists(suite))
+        .collect();
+    let asked = &options.suites;
+    if let Some(unknown) = asked.iter().find(|name| !known.contains(&name.as_str())) {
+        bail!(
+            "suite `{unknown}` does not run on other kernels; these do: {}",
+            known.join(", ")
+        );
+    }
+    if let Some(unknown) = options
+        .kernels
+        .iter()
+        .find(|name| !kernel::names().contains(&name.as_str()))
+    {
+        bail!("no kernel `{unknown}`; there are: {}", kernel::names().join(", "));
+    }
+    build_programs()?;
+    let programs = known
+        .into_iter()
+        .filter(|suite| asked.is_empty() || asked.iter().any(|name| name == suite))
+        .map(|suite| Ok((suite.to_owned(), program(suite)?)))
+        .collect::<Result<Vec<_>>>()?;
+    for name in &options.kernels {
+        on_kernel(name, &programs, options.filter.as_deref(), tally, broken);
+    }
+    Ok(())
+}
+
+/// Runs the suites on one kernel and counts them.
+fn on_kernel(
+    name: &str,
+    programs: &[(String, PathBuf)],
+    filter: Option<&str>,
+    tally: &mut Tally,
+    broken: &mut Vec<String>,
+) {
+    let mut current = Tally::default();
+    let mut ended = 0;
+    let result = kernel::run(name, programs, filter, |event| match event {
+        kernel::Event::Begin(suite) => {
+            println!("kernel {name}: {suite}");
+            current = Tally::default();
+        }
+        kernel::Event::Line(line) => {
+            if let Some(more) = closing(&line) {
+                current.add(more);
+            }
+            println!("{line}");
+        }
+        kernel::Event::End(suite, status) => {
+            ended += 1;
+            // A suite that says nothing of its cases did not run them.
+            let counted = current != Tally::default() || filter.is_some();
+            let label = format!("{suite} on {name}");
+            report(&label, Ok((current, status == 0 && counted)), tally, broken);
+        }
+    });
+    if let Err(error) = result {
+        report(&format!("kernel {name}"), Err(error), tally, broken);
+    } else if ended != programs.len() {
+        report(
+            &format!("kernel {name}"),
+            Ok((Tally::default(), false)),
+            tally,
+            broken,
+        );
+    }
+}
+
+/// The proxy and the clients of the tests.
+fn build_programs() -> Result<()> {
+    sh::run(sh::cargo().args(["build", "--locked", "--bins"]).args([
+        "--package",
+        "agent-fips-proxy",
+        "--package",
+        "agent-fips-proxy-tests",
+    ]))
+}
+
+/// Builds a suite and says where cargo put it.
+fn program(suite: &str) -> Result<PathBuf> {
+    let messages = sh::output(sh::cargo().args([
+        "test",
+        "--locked",
+        "--no-run",
+        "--message-format=json",
+        "--package",
+        "agent-fips-proxy-tests",
+        "--test",
+        suite,
+    ]))?;
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == suite)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .with_context(|| format!("cargo built no program for suite {suite}"))
+}
+
+/// The closing line, and failure when anything failed.
+fn close(tally: Tally, broken: &[String]) -> Result<()> {
     println!(
         "{} passed, {} failed, {} skipped",
         tally.passed, tally.failed, tally.skipped
@@ -116,17 +258,10 @@ fn exists(suite: &str) -> bool {
     sh::root().join(format!("tests/suites/{suite}.rs")).is_file()
 }
 
-fn report(
-    name: &'static str,
-    result: Result<(Tally, bool)>,
-    total: &mut Tally,
-    broken: &mut Vec<&'static str>,
-) {
+fn report(name: &str, result: Result<(Tally, bool)>, total: &mut Tally, broken: &mut Vec<String>) {
     let good = match result {
         Ok((tally, good)) => {
-            total.passed += tally.passed;
-            total.failed += tally.failed;
-            total.skipped += tally.skipped;
+            total.add(tally);
             // A program that fails without a failed case did not get as far as its cases.
             if !good && tally.failed == 0 {
                 total.failed += 1;
@@ -140,7 +275,7 @@ fn report(
         }
     };
     if !good {
-        broken.push(name);
+        broken.push(name.to_owned());
     }
 }
 
@@ -162,9 +297,7 @@ fn count(command: &mut Command) -> Result<(Tally, bool)> {
         .map(|stream| pass_on(BufReader::new(stream), |text| println!("{text}")))
         .unwrap_or_default();
     if let Ok(Some(other)) = errors.join() {
-        tally.passed += other.passed;
-        tally.failed += other.failed;
-        tally.skipped += other.skipped;
+        tally.add(other);
     }
     Ok((tally, child.wait()?.success()))
 }
@@ -173,9 +306,7 @@ fn pass_on(stream: impl BufRead, show: impl Fn(&str)) -> Tally {
     let mut tally = Tally::default();
     for line in stream.lines().map_while(Result::ok) {
         if let Some(more) = closing(&line) {
-            tally.passed += more.passed;
-            tally.failed += more.failed;
-            tally.skipped += more.skipped;
+            tally.add(more);
         }
         show(&line);
     }
