@@ -20,7 +20,7 @@ use super::host::{Cgroup2, PinDirectory, create_private, remove_directory};
 use super::load::{AGENT_HOOKS, Loaded, OWN_HOOKS};
 
 /// Suffix of a pin that is about to replace another. (bpffs allows no dot in a name.)
-const NEXT: &str = "-next";
+pub(super) const NEXT: &str = "-next";
 
 /// bpf_link has no flags for cgroups: `AllowMultiple` gives EINVAL, and a link always runs beside others (5.7).
 const MODE: CgroupAttachMode = CgroupAttachMode::Single;
@@ -69,7 +69,7 @@ pub(super) fn unpin(pin: &Path) -> Result<Vec<PathBuf>, InterceptError> {
 }
 
 /// Where a link waits before it takes a pin's place.
-fn next(pin: &Path) -> PathBuf {
+pub(super) fn next(pin: &Path) -> PathBuf {
     let mut next = pin.as_os_str().to_owned();
     next.push(NEXT);
     next.into()

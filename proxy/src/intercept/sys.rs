@@ -45,25 +45,10 @@ pub(super) fn detached_cgroup2() -> io::Result<OwnedFd> {
 
 /// The cookie of a socket's network namespace; `None` when the kernel has none (before 5.14).
 pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<Option<u64>> {
-    let mut cookie = 0_u64;
-    let mut length: libc::socklen_t = 8;
-    // SAFETY: value and length are live and of the size given. nix has no such option.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 {
-        return Ok(Some(cookie));
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::ENOPROTOOPT) => Ok(None),
-        _ => Err(error),
+    match option(socket, SO_NETNS_COOKIE) {
+        Ok(cookie) => Ok(Some(cookie)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -105,20 +90,25 @@ pub(super) fn cgroup_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::R
 
 /// The cookie of a socket (`SO_COOKIE`, kernel 4.6).
 pub(super) fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut cookie = 0_u64;
+    option(socket, libc::SO_COOKIE)
+}
+
+/// A socket option that is a number of 64 bits.
+fn option(socket: BorrowedFd<'_>, name: c_int) -> io::Result<u64> {
+    let mut value = 0_u64;
     let mut length: libc::socklen_t = 8;
-    // SAFETY: value and length are live and of the size given. nix has no such option.
+    // SAFETY: value and length are live and of the size given. nix has no such options.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
-            libc::SO_COOKIE,
-            (&raw mut cookie).cast(),
+            name,
+            (&raw mut value).cast(),
             &raw mut length,
         )
     };
     if result == 0 {
-        Ok(cookie)
+        Ok(value)
     } else {
         Err(io::Error::last_os_error())
     }

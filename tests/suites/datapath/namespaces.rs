@@ -38,6 +38,22 @@ impl Pods {
         answer(action, &child.wait_with_output()?)
     }
 
+    /// Runs `body` while an idle process of the Agent's cgroup lives in a namespace.
+    fn with_idle(&self, world: &World, pod: &Namespace, body: impl FnOnce() -> Result<()>) -> Result<()> {
+        let procs = Cgroup2::find()?
+            .directory(&world.path("agent"))
+            .join("cgroup.procs");
+        let mut idle = self
+            .thread
+            .run(pod, || Command::new("sleep").arg("60").spawn())??;
+        let result = fs::write(&procs, idle.id().to_string())
+            .map_err(Into::into)
+            .and_then(|()| body());
+        idle.kill()?;
+        idle.wait()?;
+        result
+    }
+
     pub(super) fn start(&self, world: &World, pod: &Namespace, cgroup: &str, action: &str) -> Result<Child> {
         let mut command = world.client(cgroup, action)?;
         command.stdin(Stdio::piped());
@@ -303,14 +319,7 @@ pub(super) fn a_namespace_without_loopback_is_waited_for(world: &World) -> Resul
     let mut proxy = Proxy::start(&config(world))?;
     let pods = Pods::new()?;
     let pod = pods.make(|| Ok(()))?;
-    let procs = Cgroup2::find()?
-        .directory(&world.path("agent"))
-        .join("cgroup.procs");
-    let mut idle = pods
-        .thread
-        .run(&pod, || Command::new("sleep").arg("60").spawn())??;
-    let result = (|| {
-        fs::write(&procs, idle.id().to_string())?;
+    pods.with_idle(world, &pod, || {
         let changes = proxy.interceptor.sync();
         let status = proxy.interceptor.status();
         ensure!(
@@ -343,10 +352,7 @@ pub(super) fn a_namespace_without_loopback_is_waited_for(world: &World) -> Resul
         ensure!(proxy.interceptor.status().agents[0].datapath.is_some());
         ensure!(!proxy.interceptor.unsettled());
         Ok(())
-    })();
-    idle.kill()?;
-    idle.wait()?;
-    result
+    })
 }
 
 /// A slot that the tables name for another namespace is not given away, and the one of this namespace is taken again.
@@ -358,14 +364,7 @@ pub(super) fn slots_of_others_are_left_alone(world: &World) -> Result<()> {
     kernel.put_namespace(78, 2)?;
     let pods = Pods::new()?;
     let pod = pods.make(make_addresses)?;
-    let procs = Cgroup2::find()?
-        .directory(&world.path("agent"))
-        .join("cgroup.procs");
-    let mut idle = pods
-        .thread
-        .run(&pod, || Command::new("sleep").arg("60").spawn())??;
-    let result = (|| {
-        fs::write(&procs, idle.id().to_string())?;
+    pods.with_idle(world, &pod, || {
         let opened = proxy.interceptor.sync().opened;
         ensure!(opened.iter().map(|network| network.slot).eq([3]), "{opened:?}");
         kernel.remove_interface(4242)?;
@@ -376,10 +375,7 @@ pub(super) fn slots_of_others_are_left_alone(world: &World) -> Result<()> {
         slots.sort_unstable();
         ensure!(slots == [0, 3], "{slots:?}");
         Ok(())
-    })();
-    idle.kill()?;
-    idle.wait()?;
-    result
+    })
 }
 
 /// `SO_NETNS_COOKIE` (71, Linux 5.14); `None` where the kernel has none.

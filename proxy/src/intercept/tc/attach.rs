@@ -20,12 +20,10 @@ use super::links::Link;
 use super::netlink::Netlink;
 use super::owner::Owner;
 use crate::config::ClassifierAttach;
-use crate::intercept::attach::remove_file;
+use crate::intercept::attach::{NEXT, next, pin_over, remove_file};
 use crate::intercept::error::InterceptError;
 use crate::intercept::host::create_private;
 
-/// Suffix of a pin that is about to replace another. (bpffs allows no dot in a name.)
-const NEXT: &str = "-next";
 /// A link whose last pin was removed is detached by a kernel worker, a moment later.
 const RELEASE_ATTEMPTS: usize = 100;
 const RELEASE_PAUSE: Duration = Duration::from_millis(5);
@@ -166,23 +164,10 @@ fn attach_tcx(
         return Ok(());
     }
     create_private(pins)?;
-    let next = pins.join(format!("{}{NEXT}", link.index));
-    // Left by a process that was killed between the two steps below.
-    remove_file(&next)?;
-    let pinned = first(program, link)?
-        .pin(&next)
-        .map_err(|source| InterceptError::Pin {
-            path: next.clone(),
-            source: Box::new(source),
-        })?;
+    let made = first(program, link)?;
     // The link was made by name. If that moved to another interface, it goes with this descriptor.
-    if let Err(error) = same_interface(link.index, &link.name) {
-        remove_file(&next)?;
-        return Err(error);
-    }
-    fs::rename(&next, &pin).map_err(InterceptError::file("put a pin in place at", &pin))?;
-    drop(pinned);
-    Ok(())
+    same_interface(link.index, &link.name)?;
+    pin_over(made, &pin)
 }
 
 /// A new link at the head of TCX.
@@ -225,7 +210,8 @@ fn pinned_program(pin: &Path) -> Option<u32> {
 /// the kernel detaches a moment later.) True when there was one.
 fn unpin(pins: &Path, index: u32) -> Result<bool, InterceptError> {
     let mut found = false;
-    for path in [pin(pins, index), pins.join(format!("{index}{NEXT}"))] {
+    let pin = pin(pins, index);
+    for path in [pin.clone(), next(&pin)] {
         let open = match PinnedLink::from_pin(&path) {
             Ok(open) => Some(open),
             Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
