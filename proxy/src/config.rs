@@ -4,7 +4,6 @@
 //! settings that parsing, `config show`, the default file and the reference page are made from, [`Reloader`] reads
 //! again while running.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -13,22 +12,30 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::{Product, Site};
+use crate::catalog::Site;
 
 mod check;
 mod environment;
 mod error;
+mod https;
 pub mod keys;
 mod load;
 mod print;
 mod reload;
+mod upstream;
 mod value;
 mod yaml;
 
+pub(crate) use environment::assignment;
 pub use error::{ConfigError, ConfigErrors, Source};
+pub use https::{BelowPolicy, HttpsException, HttpsPolicy};
 pub use load::{Inputs, Loaded, Paths, Setting, load};
 pub use print::{default_file, reference, show};
 pub use reload::Reloader;
+pub use upstream::{
+    CrlPolicy, Endpoint, NoProxy, OutboundProxy, Pin, ProxyUrl, TlsPolicy, Upstream, UpstreamNetwork,
+    authority,
+};
 
 /// The whole configuration, valid by construction. The master sends it to the worker as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +48,8 @@ pub struct Config {
     pub explicit: Explicit,
     /// Interception by eBPF.
     pub intercept: Intercept,
+    /// The local authority for Agents that speak HTTPS.
+    pub ca: Ca,
     /// The way to the intake.
     pub upstream: Upstream,
     /// Bounds on what we hold and wait for.
@@ -148,8 +157,12 @@ pub struct Intercept {
     pub ports: Vec<u16>,
     /// Destinations that are taken besides the addresses of the intake names.
     pub cidrs: Vec<IpNet>,
-    /// What happens to TLS on an intercepted connection.
+    /// What happens to TLS on an intercepted connection that asks for an intake name.
     pub https: HttpsPolicy,
+    /// Whose TLS is passed through although it would be terminated or refused.
+    pub https_passthrough_names: Vec<HttpsException>,
+    /// What happens to an Agent's own session that agrees on less than the policy.
+    pub https_below_policy: BelowPolicy,
     /// What a selected connection does when nobody listens here.
     pub on_failure: OnFailure,
     /// Datapath `tc`: more interfaces than the Agent pods' own, by name or by prefix.
@@ -277,14 +290,6 @@ pub enum Datapath {
     Tc,
 }
 
-/// `intercept.https`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HttpsPolicy {
-    /// The Agent's own TLS session goes to its original destination untouched.
-    Passthrough,
-}
-
 /// `intercept.on_failure`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -295,57 +300,17 @@ pub enum OnFailure {
     Open,
 }
 
-/// `upstream.*`
+/// `ca.*`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Upstream {
-    /// The intake's port.
-    pub port: u16,
-    /// From which network namespace an intercepted pod's connections are made.
-    pub network: UpstreamNetwork,
-    /// Trust only these roots instead of the system's (PEM).
-    pub ca_file: Option<PathBuf>,
-    /// Which TLS is approved.
-    pub tls_policy: TlsPolicy,
-    /// Non-public networks that may be dialled: PrivateLink, a gateway on this host.
-    pub allow_private: Vec<IpNet>,
-    /// Product to `host[:port]` that is dialled in place of the intake's own address; the certificate is still verified
-    /// for the intake name.
-    pub endpoints: BTreeMap<Product, Endpoint>,
-    /// TCP and TLS set-up of one address.
-    pub connect_timeout: Duration,
-    /// From the request's last byte (or the last progress of its body) to the response head.
-    pub response_timeout: Duration,
-    /// How long an unused connection to the intake is kept.
-    pub pool_idle_timeout: Duration,
-}
-
-/// `host[:port]`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Endpoint {
-    /// Name or address.
-    pub host: String,
-    /// Port, when it is not `upstream.port`.
-    pub port: Option<u16>,
-}
-
-/// `upstream.network`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum UpstreamNetwork {
-    /// From the pod's own: its address, network policies and security groups go on to apply.
-    Pod,
-    /// From the host's.
-    Host,
-}
-
-/// `upstream.tls_policy`. There is no "off".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TlsPolicy {
-    /// TLS 1.2 with extended master secret, and 1.3.
-    Fips,
-    /// TLS 1.3 only; both halves of a hybrid group approved.
-    Strict,
+pub struct Ca {
+    /// The folder of the authority that we make.
+    pub dir: PathBuf,
+    /// Days that an authority that we make is valid for.
+    pub validity_days: u16,
+    /// The operator's own issuing authority in its place (PEM); set together with `key_file`.
+    pub certificate_file: Option<PathBuf>,
+    /// Its key (PEM).
+    pub key_file: Option<PathBuf>,
 }
 
 /// `limits.*`

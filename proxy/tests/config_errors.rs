@@ -207,6 +207,21 @@ const FILES: &[(&str, &str, &str)] = &[
         "intercept.on_failure: `bypass` is not accepted; accepted: closed, open",
     ),
     (
+        "ca: {dir: relative}\n",
+        "1:11",
+        "ca.dir: `relative` is not an absolute path",
+    ),
+    (
+        "ca: {validity_days: 366}\n",
+        "1:21",
+        "ca.validity_days: `366` is not a whole number in the accepted range; accepted: a number from 2 to 365",
+    ),
+    (
+        "ca: {certificate_file: /etc/ca.pem}\n",
+        "1:24",
+        "ca.certificate_file and ca.key_file: one is set without the other",
+    ),
+    (
         "upstream: {tls_policy: off}\n",
         "1:24",
         "upstream.tls_policy: `off` is not accepted; accepted: fips, strict",
@@ -243,6 +258,11 @@ const FILES: &[(&str, &str, &str)] = &[
         "upstream: {endpoints: {metric: a.com}}\n",
         "1:24",
         "upstream.endpoints: `metric` is not a product; accepted: metrics, traces",
+    ),
+    (
+        "upstream: {endpoints: {tcp_logs: a.com}}\n",
+        "1:24",
+        "upstream.endpoints: `tcp_logs` is not HTTP: it is passed through as it is",
     ),
     (
         "upstream: {endpoints: {metrics: \"a b\"}}\n",
@@ -304,21 +324,35 @@ const FILES: &[(&str, &str, &str)] = &[
         "1:19",
         "worker.threads: `0` is not a whole number in the accepted range; accepted: a number from 1 to 64",
     ),
-    // Known, checked, but not in this version.
     (
         "intercept: {datapath: xdp}\n",
         "1:23",
         "intercept.datapath: `xdp` is not accepted; accepted: auto, cgroup, tc",
     ),
     (
-        "intercept: {https: terminate}\n",
+        "intercept: {https: decrypt}\n",
         "1:20",
-        "intercept.https: `terminate` is not available in this version: set passthrough",
+        "intercept.https: `decrypt` is not accepted; accepted: auto, terminate, passthrough, refuse",
     ),
     (
-        "intercept: {https: refuse}\n",
-        "1:20",
-        "intercept.https: `refuse` is not available in this version",
+        "intercept: {https_below_policy: allow}\n",
+        "1:33",
+        "intercept.https_below_policy: `allow` is not accepted; accepted: refuse, record",
+    ),
+    (
+        "intercept: {https_passthrough_names: [node]}\n",
+        "1:39",
+        "intercept.https_passthrough_names: `node` is neither an intake name such as config.datadoghq.com",
+    ),
+    (
+        "intercept: {https_passthrough_names: [\"process:a-name-too-long-by-far\"]}\n",
+        "1:39",
+        "names no process: 1 to 15 printable bytes are expected after `process:`",
+    ),
+    (
+        "intercept: {https_passthrough_names: [config.example.org]}\n",
+        "1:38",
+        "`config.example.org` is no intake name of the site datadoghq.com, so it is never terminated",
     ),
     (
         "intercept: {datapath: cgroup, interfaces: [\"cali*\"]}\n",
@@ -395,6 +429,138 @@ const FILES: &[(&str, &str, &str)] = &[
         "1:23",
         "upstream.endpoints and upstream.allow_private: metrics leads to 10.0.0.7, which is not public",
     ),
+    (
+        "upstream: {endpoints: {metrics: \"[::ffff:10.0.0.7]\"}}\n",
+        "1:23",
+        "upstream.endpoints and upstream.allow_private: metrics leads to ::ffff:10.0.0.7, which is not public",
+    ),
+    (
+        "upstream: {endpoints: {metrics: 169.254.169.254}, allow_private: [10.0.0.0/8]}\n",
+        "1:23",
+        "metrics leads to 169.254.169.254, which is not public; add its network to upstream.allow_private",
+    ),
+    (
+        "upstream: {allow_private: [\"::ffff:10.0.0.0/104\"]}\n",
+        "1:28",
+        "upstream.allow_private: `::ffff:10.0.0.0/104` is an IPv4 network in the clothes of IPv6; write it as IPv4",
+    ),
+    // Whom we trust.
+    (
+        "upstream: {crl_dir: crls}\n",
+        "1:21",
+        "upstream.crl_dir: `crls` is not an absolute path; accepted: an absolute path of a folder",
+    ),
+    (
+        "upstream: {crl_dir: /does/not/exist}\n",
+        "1:21",
+        "upstream.crl_dir: /does/not/exist: No such file or directory",
+    ),
+    (
+        "upstream: {crl_dir: /proc/self/status}\n",
+        "1:21",
+        "upstream.crl_dir: /proc/self/status: Not a directory",
+    ),
+    (
+        "upstream: {crl_policy: ignore}\n",
+        "1:24",
+        "upstream.crl_policy: `ignore` is not accepted; accepted: soft_fail, hard_fail",
+    ),
+    (
+        "upstream: {crl_policy: hard_fail}\n",
+        "1:24",
+        "upstream.crl_policy and upstream.crl_dir: hard_fail without revocation lists would refuse every intake",
+    ),
+    (
+        "upstream: {pins: [abc]}\n",
+        "1:19",
+        "upstream.pins: `abc` is not the base64 of 32 bytes; accepted: a list of 2 to 32",
+    ),
+    (
+        "upstream: {pins: [47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=]}\n",
+        "1:18",
+        "upstream.pins: there is only one pin; add one of a spare key",
+    ),
+    (
+        "upstream:\n  pins:\n    - 47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n    - sha256//47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n",
+        "",
+        "upstream.pins: there is only one pin",
+    ),
+    (
+        "upstream: {client_key_file: /proc/self/status}\n",
+        "1:29",
+        "upstream.client_certificate_file and upstream.client_key_file: one is of no use without the other",
+    ),
+    (
+        "upstream: {client_certificate_file: /proc/self/status}\n",
+        "1:37",
+        "upstream.client_certificate_file and upstream.client_key_file: one is of no use without the other",
+    ),
+    // The outbound proxy.
+    (
+        "upstream: {proxy: \"http://proxy.example.net:3128\"}\n",
+        "1:19",
+        "upstream.proxy: a map of settings is expected here",
+    ),
+    (
+        "upstream: {proxy: {url: \"proxy.example.net:3128\"}}\n",
+        "1:25",
+        "upstream.proxy.url: it begins neither with http:// nor with https://; accepted: http://host:port",
+    ),
+    (
+        "upstream: {proxy: {url: \"socks5://proxy.example.net:1080\"}}\n",
+        "1:25",
+        "upstream.proxy.url: it begins neither with http:// nor with https://",
+    ),
+    (
+        "upstream: {proxy: {url: \"http://proxy.example.net\"}}\n",
+        "1:25",
+        "upstream.proxy.url: it names no port",
+    ),
+    (
+        "upstream: {proxy: {url: \"http://agent:hunter2@proxy.example.net:3128\"}}\n",
+        "1:25",
+        "upstream.proxy.url: credentials do not belong here, where `config show` prints them",
+    ),
+    (
+        "upstream: {proxy: {url: \"http://169.254.169.254:80\"}}\n",
+        "1:25",
+        "upstream.proxy.url and upstream.allow_private: 169.254.169.254 is no address for a proxy",
+    ),
+    (
+        "upstream: {proxy: {url: \"http://p.example:1\", credentials_file: /does/not/exist}}\n",
+        "1:65",
+        "upstream.proxy.credentials_file: /does/not/exist: No such file or directory",
+    ),
+    (
+        "upstream: {proxy: {url: \"http://p.example:1\", credentials_file: /proc/self/status}}\n",
+        "1:65",
+        "upstream.proxy.credentials_file: /proc/self/status: others than its owner can read or change it (mode 0444)",
+    ),
+    (
+        "upstream: {proxy: {url: \"https://p.example:1\", ca_file: /proc/self/status}}\n",
+        "1:57",
+        "upstream.proxy.ca_file: /proc/self/status: it holds no PEM certificate",
+    ),
+    (
+        "upstream: {proxy: {no_proxy: [\"http://x\"]}}\n",
+        "1:31",
+        "upstream.proxy.no_proxy: `http://x` is neither a name, a .suffix, an address nor a network",
+    ),
+    (
+        "upstream: {proxy: {no_proxy: [10.0.0.1/8]}}\n",
+        "1:31",
+        "upstream.proxy.no_proxy: `10.0.0.1/8` has bits beyond its prefix; `10.0.0.0/8` is meant",
+    ),
+    (
+        "upstream: {proxy: {products: [metric]}}\n",
+        "1:31",
+        "upstream.proxy.products: `metric` is not a product; accepted: metrics, traces",
+    ),
+    (
+        "upstream: {proxy: {products: [logs, tcp_logs]}}\n",
+        "1:37",
+        "upstream.proxy.products: `tcp_logs` is not HTTP: it is passed through as it is",
+    ),
 ];
 
 #[test]
@@ -408,6 +574,7 @@ fn every_mistake_in_a_file_is_told_with_its_place() {
         // No place: where the parser gives up is its own business, that it names a line is ours.
         let place_end = if place.is_empty() { "" } else { ": " };
         let prefix = format!("{}:{place}{place_end}", case.inputs.defaults.file.display());
+        assert!(!told.contains("hunter2"), "{told}");
         if errors.0.len() != 1 || !told.starts_with(&prefix) || !told.contains(message) {
             wrong.push(format!("{text}  expected at {place}: {message}\n  told: {told}"));
         }
@@ -425,6 +592,11 @@ fn what_is_no_conflict_is_none() {
         "intercept: {enabled: false}\n",
         "upstream: {endpoints: {metrics: 10.0.0.7}, allow_private: [10.0.0.0/16]}\n",
         "upstream: {endpoints: {metrics: 203.0.113.9}}\n",
+        "upstream: {endpoints: {metrics: \"[::ffff:10.0.0.7]:443\"}, allow_private: [10.0.0.0/16]}\n",
+        "upstream: {crl_dir: /tmp, crl_policy: hard_fail}\n",
+        "upstream: {pins: []}\n",
+        "upstream: {proxy: {url: \"http://10.0.0.1:3128\", no_proxy: [\"*\", .example.net, 10.0.0.0/8], products: [logs]}}\n",
+        "upstream: {proxy: {url: \"https://[fd00::1]:3128\"}}\n",
         "upstream: {allow_private: [10.0.0.0/8, 127.0.0.0/8, \"fc00::/7\"]}\n",
         "intercept: {classifier_priority: 10, classifier_attach: auto, interfaces: [], mark: {value: 13631488}}\n",
         "log: {level: off}\n",

@@ -286,6 +286,86 @@ fn clear_text_on_the_network_is_warned_about() {
 // --- Reload.
 
 #[test]
+fn the_way_out_and_whom_we_trust_is_read_and_told_without_secrets() {
+    let mut place = Place::new();
+    let folder = place.dir.path().to_owned();
+    let secret = |name: &str| {
+        let path = folder.join(name);
+        fs::write(&path, "agent:hunter2").unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        path
+    };
+    let (key, credentials) = (secret("us.key"), secret("credentials"));
+    let certificate = folder.join("us.pem");
+    let ours = rcgen::generate_simple_self_signed(vec!["us.example".to_owned()]).unwrap();
+    fs::write(&certificate, ours.cert.pem()).unwrap();
+    place.file(&format!(
+        r#"
+upstream:
+  crl_dir: {dir}
+  crl_policy: hard_fail
+  pins: [47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=, "sha256//AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="]
+  client_certificate_file: {certificate}
+  client_key_file: {key}
+  proxy:
+    url: http://Proxy.Example.net:3128/
+    credentials_file: {credentials}
+    ca_file: {certificate}
+    no_proxy: [.example.net, 10.0.0.0/8]
+    products: [logs, traces]
+"#,
+        dir = folder.display(),
+        certificate = certificate.display(),
+        key = key.display(),
+        credentials = credentials.display(),
+    ));
+    let loaded = place.load();
+    let upstream = &loaded.config.upstream;
+    assert_eq!(upstream.pins.len(), 2);
+    assert_eq!(upstream.proxy.products, [Product::Logs, Product::Traces]);
+    let text = show(&loaded);
+    assert!(!text.contains("hunter2"), "{text}");
+    for part in [
+        "upstream.proxy.url",
+        r#""http://proxy.example.net:3128""#,
+        r#"[".example.net", 10.0.0.0/8]"#,
+        "[logs, traces]",
+        "hard_fail",
+        "us.key",
+        "upstream.proxy.credentials_file",
+    ] {
+        assert!(text.contains(part), "{part} is missing in\n{text}");
+    }
+    let warnings = loaded.warnings.join("\n");
+    assert!(
+        warnings.contains("the credentials go to the proxy in clear text")
+            && warnings.contains("upstream.proxy.ca_file")
+            && warnings.contains("is http"),
+        "{warnings}"
+    );
+    // The master hands it to the worker so.
+    let json = serde_json::to_string(&loaded.config).unwrap();
+    assert_eq!(
+        serde_json::from_str::<agent_fips_proxy::config::Config>(&json).unwrap(),
+        loaded.config
+    );
+
+    // Switched off for a while: what belongs to it may stay, and is told.
+    place.flag("upstream.proxy.url", "");
+    let loaded = place.load();
+    assert_eq!(loaded.config.upstream.proxy.url, None);
+    assert!(
+        loaded.warnings.len() == 4
+            && loaded
+                .warnings
+                .iter()
+                .all(|w| w.contains("no effect without upstream.proxy.url")),
+        "{:?}",
+        loaded.warnings
+    );
+}
+
+#[test]
 fn a_variable_from_the_environment_file_follows_it() {
     const VARIABLE: &str = "DD_FIPS_PROXY_INTERCEPT_ENABLED";
     let mut place = Place::new();

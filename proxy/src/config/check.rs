@@ -2,13 +2,13 @@
 //! known.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use super::error::{ConfigError, Source};
 use super::keys::Draft;
-use super::{Config, Datapath, ListenAddress};
-use crate::catalog;
-use crate::tls::roots;
+use super::{Config, Datapath, HttpsException, ListenAddress};
+use crate::catalog::{self, Catalog};
+
+mod upstream;
 
 /// A configuration and what was found.
 pub(super) struct Checked {
@@ -39,10 +39,11 @@ pub(super) fn whole(
     };
     check.something_to_do(&config);
     check.agents(&config);
+    check.passthrough_names(&config);
     check.mark(&config);
     check.status_port(&config);
-    check.endpoints(&config);
-    check.roots(&config);
+    check.authority(&config);
+    check.upstream(&config.upstream);
     check.clear_text(&config);
     let Check { errors, warnings, .. } = check;
     Checked {
@@ -87,6 +88,28 @@ impl Check<'_> {
         }
     }
 
+    /// A name that is no intake's is never terminated: an entry for it is a mistake, most likely of the site.
+    fn passthrough_names(&mut self, config: &Config) {
+        let catalog = Catalog::new(&config.site);
+        for exception in &config.intercept.https_passthrough_names {
+            let HttpsException::Name(name) = exception else {
+                continue;
+            };
+            let known = match name.strip_prefix('*') {
+                None => catalog.lookup(name).is_some(),
+                Some(rest) => rest.ends_with(&format!(".{}", config.site)),
+            };
+            if !known {
+                let problem = format!(
+                    "`{name}` is no intake name of the site {}, so it is never terminated; name what `status` or \
+                     docs/reference/PRODUCTS.md shows",
+                    config.site
+                );
+                self.refuse(["intercept.https_passthrough_names", "site"], &problem);
+            }
+        }
+    }
+
     fn mark(&mut self, config: &Config) {
         let mark = config.intercept.mark;
         if mark.value & !mark.mask != 0 {
@@ -114,36 +137,13 @@ impl Check<'_> {
         }
     }
 
-    /// An address that the proxy would refuse to dial is better refused here. Names are judged when they resolve.
-    fn endpoints(&mut self, config: &Config) {
-        for (product, endpoint) in &config.upstream.endpoints {
-            let Ok(address) = endpoint.host.parse::<IpAddr>() else {
-                continue;
-            };
-            let allowed = config
-                .upstream
-                .allow_private
-                .iter()
-                .any(|network| network.contains(&address));
-            if !is_public(address) && !allowed {
-                let problem = format!(
-                    "{product} leads to {address}, which is not public; add its network to \
-                     upstream.allow_private"
-                );
-                self.refuse(["upstream.endpoints", "upstream.allow_private"], &problem);
-            }
-        }
-    }
-
-    fn roots(&mut self, config: &Config) {
-        let Some(file) = &config.upstream.ca_file else {
-            return;
-        };
-        if let Err(error) = roots::check_file(file) {
-            // The message begins with the key; the error names it, too.
-            let text = error.to_string();
-            let problem = text.strip_prefix("upstream.ca_file ").unwrap_or(&text).to_owned();
-            self.refuse(["upstream.ca_file"], &problem);
+    /// The files themselves are judged when they are used: whoever checks a configuration need not be root.
+    fn authority(&mut self, config: &Config) {
+        if config.ca.certificate_file.is_some() != config.ca.key_file.is_some() {
+            self.refuse(
+                ["ca.certificate_file", "ca.key_file"],
+                "one is set without the other; an authority of your own needs both, ours needs neither",
+            );
         }
     }
 
@@ -200,25 +200,4 @@ fn is_loopback(address: ListenAddress) -> bool {
         .addresses()
         .iter()
         .all(|address| address.to_canonical().is_loopback())
-}
-
-/// Coarse on purpose: the relay's own rule decides at the dial; here are the networks that people write into a
-/// configuration.
-fn is_public(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => {
-            !(v4.is_private()
-                || v4.is_loopback()
-                || v4.is_link_local()
-                || v4.is_unspecified()
-                || v4.is_multicast())
-        }
-        IpAddr::V6(v6) => {
-            !(v6.is_unique_local()
-                || v6.is_loopback()
-                || v6.is_unicast_link_local()
-                || v6.is_unspecified()
-                || v6.is_multicast())
-        }
-    }
 }

@@ -132,7 +132,7 @@ pub(super) fn unknown(variable: &str) -> String {
 
 /// One line by the rules of systemd's `EnvironmentFile=` (systemd.exec(5)), and with `export` as a shell would have
 /// it. A `#` later in the line belongs to the value, as it does for systemd.
-fn assignment(line: &str) -> Result<Option<(String, String)>, String> {
+pub(crate) fn assignment(line: &str) -> Result<Option<(String, String)>, String> {
     let line = line.trim();
     if line.is_empty() || line.starts_with(['#', ';']) {
         return Ok(None);

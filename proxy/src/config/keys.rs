@@ -7,9 +7,9 @@ use std::time::Duration;
 pub use super::value::Shape;
 use super::value::{Fault, Raw};
 use super::{
-    Agents, ClassifierAttach, Config, Datapath, Explicit, HttpsPolicy, Intercept, Limits, ListenAddress, Log,
-    LogFormat, Mark, OnFailure, Pods, PodsApi, SamePriority, Status, TlsPolicy, Upstream, UpstreamNetwork,
-    Worker,
+    Agents, BelowPolicy, Ca, ClassifierAttach, Config, CrlPolicy, Datapath, Explicit, HttpsPolicy, Intercept,
+    Limits, ListenAddress, Log, LogFormat, Mark, OnFailure, OutboundProxy, Pods, PodsApi, SamePriority,
+    Status, TlsPolicy, Upstream, UpstreamNetwork, Worker,
 };
 
 mod parse;
@@ -21,6 +21,7 @@ pub use table::TABLE;
 pub const PREFIX: &str = "DD_FIPS_PROXY_";
 
 /// One setting.
+#[derive(Clone, Copy)]
 pub struct Key {
     /// Its place in the file, as in `upstream.ca_file`.
     pub path: &'static str,
@@ -152,7 +153,9 @@ impl Default for Config {
                 },
                 ports: vec![80, 443],
                 cidrs: Vec::new(),
-                https: HttpsPolicy::Passthrough,
+                https: HttpsPolicy::Auto,
+                https_passthrough_names: Vec::new(),
+                https_below_policy: BelowPolicy::Refuse,
                 on_failure: OnFailure::Closed,
                 interfaces: Vec::new(),
                 classifier_priority: 10,
@@ -163,13 +166,25 @@ impl Default for Config {
                     mask: 0x00f0_0000,
                 },
             },
+            ca: Ca {
+                dir: "/var/lib/agent-fips-proxy/ca".into(),
+                validity_days: 365,
+                certificate_file: None,
+                key_file: None,
+            },
             upstream: Upstream {
                 port: 443,
                 network: UpstreamNetwork::Pod,
                 ca_file: None,
                 tls_policy: TlsPolicy::Fips,
+                crl_dir: None,
+                crl_policy: CrlPolicy::SoftFail,
+                pins: Vec::new(),
+                client_certificate_file: None,
+                client_key_file: None,
                 allow_private: Vec::new(),
                 endpoints: std::collections::BTreeMap::new(),
+                proxy: OutboundProxy::default(),
                 connect_timeout: seconds(5),
                 response_timeout: seconds(60),
                 pool_idle_timeout: seconds(50),

@@ -221,17 +221,13 @@ impl Layers {
     fn refuse(&mut self, key: &'static Key, fault: Fault, source: &Source) {
         let Fault {
             source: inner,
-            mut problem,
-            unavailable,
+            problem,
         } = fault;
-        if !unavailable {
-            problem = format!("{problem}; accepted: {}", key.accepted);
-        }
         self.failed.insert(key.path);
         self.errors.push(ConfigError::new(
             inner.unwrap_or_else(|| source.clone()),
             key.path,
-            problem,
+            format!("{problem}; accepted: {}", key.accepted),
         ));
     }
 

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::Config;
 use super::keys::{Draft, Key, TABLE};
 use super::load::Loaded;
+use crate::catalog::{self, Protocol};
 
 /// Width of comments in the default file.
 const WIDTH: usize = 100;
@@ -99,13 +100,29 @@ pub fn reference() -> String {
         line(&mut text, &format!("| Accepted | {} |", key.accepted));
         line(&mut text, &format!("| Who should change it | {} |", key.who));
     }
+    text.push_str(PRODUCTS);
+    for entry in catalog::TABLE
+        .iter()
+        .filter(|entry| entry.protocol == Protocol::Http)
+    {
+        line(&mut text, &format!("| `{}` | {} |", entry.name, entry.title));
+    }
     text
 }
+
+const PRODUCTS: &str = "
+## Product names
+
+What `upstream.endpoints` and `upstream.proxy.products` take; PRODUCTS.md has the intake names of each.
+
+| name | what |
+|---|---|
+";
 
 const INTRODUCTION: &str = "\
 # Configuration
 
-<!-- Generated from the table in proxy/src/config/keys/table.rs by `cargo xtask docs`. Do not edit. -->
+<!-- Generated from the tables of proxy/src/config/keys and proxy/src/catalog by `cargo xtask docs`. Do not edit. -->
 
 Settings come in layers: `--set key=value` over the environment over the file (`/etc/agent-fips-proxy/config.yaml`, or
 `--config`) over the defaults. `agent-fips-proxy config show` prints every value with its source, `config check` every

@@ -100,8 +100,6 @@ pub(super) struct Fault {
     /// Where exactly, when that is inside a list or map.
     pub(super) source: Option<Source>,
     pub(super) problem: String,
-    /// Correct, but its feature is not in this version: then what is accepted is no help.
-    pub(super) unavailable: bool,
 }
 
 impl Fault {
@@ -109,21 +107,12 @@ impl Fault {
         Self {
             source: None,
             problem: problem.into(),
-            unavailable: false,
         }
     }
 
     fn at(mut self, source: &Source) -> Self {
         self.source.get_or_insert_with(|| source.clone());
         self
-    }
-}
-
-/// A correct value whose feature is missing.
-pub(super) fn unavailable(value: impl Display, feature: &str) -> Fault {
-    Fault {
-        unavailable: true,
-        ..Fault::wrong(format!("`{value}` is not available in this version: {feature}"))
     }
 }
 

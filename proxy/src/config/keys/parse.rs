@@ -2,16 +2,20 @@
 
 use std::fmt::Display;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
-use crate::catalog;
-use crate::config::value::{Fault, Raw, network, text};
-use crate::config::{Endpoint, InterfacePattern, ListenAddress};
+use crate::catalog::{self, Product, Protocol};
+use crate::config::upstream::split_authority;
+use crate::config::value::{Fault, Raw, list, network, parsed, text};
+use crate::config::{Endpoint, InterfacePattern, ListenAddress, Pin};
+
+/// More pins than anybody has keys would only make each handshake slower.
+const MAX_PINS: usize = 32;
 
 /// A level, or `tracing` directives. A lone word that is no level is a typing error, although `tracing` would take it
 /// for the name of a module.
@@ -56,6 +60,14 @@ pub(super) fn cgroup(raw: &Raw) -> Result<String, Fault> {
 /// Not so wide that it takes the protection away: 0.0.0.0/0 would allow every metadata service and every neighbour.
 pub(super) fn private_network(raw: &Raw) -> Result<IpNet, Fault> {
     let network = network(raw)?;
+    if let IpAddr::V6(v6) = network.addr()
+        && v6.to_ipv4_mapped().is_some()
+    {
+        // Addresses are compared in their IPv4 form: this network would hold none.
+        return Err(Fault::wrong(format!(
+            "`{network}` is an IPv4 network in the clothes of IPv6; write it as IPv4"
+        )));
+    }
     let least = if network.addr().is_ipv4() { 8 } else { 7 };
     if network.prefix_len() < least {
         return Err(Fault::wrong(format!(
@@ -68,34 +80,37 @@ pub(super) fn private_network(raw: &Raw) -> Result<IpNet, Fault> {
 /// `host`, `host:port`, `192.0.2.1:443`, `[2001:db8::1]:443`, `2001:db8::1`.
 pub(super) fn endpoint(raw: &Raw) -> Result<Endpoint, Fault> {
     let text = text(raw)?;
-    let wrong = || Fault::wrong(format!("`{text}` is not host[:port]"));
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let (host, rest) = rest.split_once(']').ok_or_else(wrong)?;
-            host.parse::<std::net::Ipv6Addr>().map_err(|_| wrong())?;
-            (
-                host,
-                if rest.is_empty() {
-                    None
-                } else {
-                    Some(rest.strip_prefix(':').ok_or_else(wrong)?)
-                },
-            )
-        }
-        None if text.parse::<IpAddr>().is_ok() => (text, None),
-        None => match text.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (text, None),
-        },
-    };
-    let host = catalog::normalise(host);
-    if host.parse::<IpAddr>().is_err() && !catalog::is_dns_name(&host) {
-        return Err(wrong());
+    split_authority(text)
+        .map(|(host, port)| Endpoint { host, port })
+        .ok_or_else(|| Fault::wrong(format!("`{text}` is not host[:port]")))
+}
+
+/// The name of a product that we send: what is left as it is goes where the Agent sent it, whatever a setting says.
+pub(super) fn product(text: &str) -> Result<Product, Fault> {
+    let product: Product = text.parse().map_err(Fault::wrong)?;
+    match product.protocol() {
+        Protocol::Http => Ok(product),
+        Protocol::Stream => Err(Fault::wrong(format!(
+            "`{text}` is not HTTP: it is passed through as it is, or refused, and never sent by the proxy; leave it out"
+        ))),
     }
-    let port = port
-        .map(|port| port.parse().ok().filter(|port: &u16| *port > 0).ok_or_else(wrong))
-        .transpose()?;
-    Ok(Endpoint { host, port })
+}
+
+/// At least two, and no key twice: with a single pin the day on which the intake's key changes is an outage.
+pub(super) fn pins(raw: &Raw) -> Result<Vec<Pin>, Fault> {
+    let pins: Vec<Pin> = list(raw, parsed)?;
+    let mut unique = pins.clone();
+    unique.sort_unstable();
+    unique.dedup();
+    match (pins.len(), unique.len()) {
+        (0, _) => Ok(pins),
+        (_, 1) => Err(Fault::wrong(
+            "there is only one pin; add one of a spare key that is not in use, so that the intake's key can change",
+        )),
+        (all, different) if all != different => Err(Fault::wrong("a pin is given twice")),
+        (all, _) if all > MAX_PINS => Err(Fault::wrong(format!("{all} pins are too many"))),
+        _ => Ok(pins),
+    }
 }
 
 /// An absolute path: a service has no useful working directory.
@@ -108,6 +123,11 @@ pub(super) fn path(raw: &Raw) -> Result<PathBuf, Fault> {
         "`{}` is not an absolute path",
         path.display()
     )))
+}
+
+/// `null`, or the path.
+pub(super) fn path_text(path: Option<&Path>) -> String {
+    path.map_or("null".to_owned(), |path| yaml_text(&path.to_string_lossy()))
 }
 
 /// The address of a Unix socket has room for 107 bytes and a NUL (unix(7)).
