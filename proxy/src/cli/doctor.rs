@@ -1,18 +1,23 @@
 //! `doctor`: what this host allows, what is missing, and the exact cure.
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 
 use serde::Serialize;
 
 use super::{Exit, InputArgs};
 use crate::cli::output::{complain, say};
-use crate::config::Config;
+use crate::config::{Config, HttpsPolicy};
 use crate::intercept::preflight::{self, Check};
 use crate::intercept::tc::{InterfaceState, InterfaceStatus};
 use crate::intercept::{self, Forecast};
-use crate::supervise::{admin, listeners};
+use crate::supervise::{admin, authority, listeners};
 use crate::tls::module;
+use crate::trust::Place;
 use crate::{kubernetes, tls};
+
+mod agent_config;
+mod agent_settings;
 
 /// `doctor`
 #[derive(clap::Args)]
@@ -67,6 +72,8 @@ pub(super) fn run(args: &DoctorArgs, inputs: &InputArgs) -> Exit {
     let interception = able && foreseen && forecast.as_ref().is_none_or(Forecast::good);
     checks.push(crypto_module());
     checks.push(trust(config));
+    checks.extend(local_authority(config));
+    checks.extend(agent_config::checks(&Place::new(Path::new("/")), config));
     let ports: Vec<Check> = match running {
         Some(_) => Vec::new(),
         None => port_checks(config),
@@ -193,16 +200,71 @@ fn trust(config: &Config) -> Check {
     match tls::Client::new(&config.upstream) {
         Ok(client) => {
             let roots = client.roots();
-            good(
-                "trust roots",
-                format!("{} certificates ({})", roots.count, roots.source),
-            )
+            let found = format!("{} certificates ({})", roots.count, roots.source);
+            match client.trust().alarms.as_slice() {
+                [] => good("trust roots", found),
+                alarms => bad(
+                    "trust roots",
+                    format!("{found}; {}", alarms.join("; ")),
+                    "as it says",
+                ),
+            }
         }
+        // The message says what to do.
         Err(error) => bad(
             "trust roots",
             error.to_string(),
-            "install ca-certificates, or set upstream.ca_file",
+            "change the setting that it names",
         ),
+    }
+}
+
+/// The local authority, where there is one. It is a note: what works without it goes on.
+fn local_authority(config: &Config) -> Option<Check> {
+    let (passing, descriptors) = authority::open(&config.ca);
+    let name = "local authority";
+    let note = |detail: String, cure: &str| Check {
+        required: false,
+        ..bad(name, detail, cure)
+    };
+    if let Some(problem) = passing.problem {
+        return Some(note(problem, "see the message; run as root"));
+    }
+    match authority::receive(config, &passing, descriptors) {
+        Ok(None) => without_authority(config).map(|(detail, cure)| note(detail.to_owned(), cure)),
+        Ok(Some(server)) => {
+            let status = server.authorities();
+            Some(match status.warning {
+                Some(warning) => note(warning, "see the message"),
+                None => good(
+                    name,
+                    format!(
+                        "{}, until {}; `agent-fips-proxy ca show` tells who trusts it",
+                        status.current.id(),
+                        status.current.ends()
+                    ),
+                ),
+            })
+        }
+        Err(error) => Some(note(error.to_string(), "see the message")),
+    }
+}
+
+/// What it means that there is none; nothing where that is as it should be.
+fn without_authority(config: &Config) -> Option<(&'static str, &'static str)> {
+    match config.intercept.https {
+        _ if !config.intercept.enabled => None,
+        HttpsPolicy::Auto => Some((
+            "none: HTTPS of Agents passes through with their own cryptography, and is held to the policy \
+             (intercept.https_below_policy)",
+            "`agent-fips-proxy ca init`, then `ca install`, reload the proxy and restart the Agents; or nothing, where Agents \
+             speak plain HTTP",
+        )),
+        HttpsPolicy::Terminate => Some((
+            "none yet: the proxy makes one when it starts (intercept.https: terminate)",
+            "`agent-fips-proxy ca install` after that, and restart the Agents",
+        )),
+        HttpsPolicy::Passthrough | HttpsPolicy::Refuse => None,
     }
 }
 
