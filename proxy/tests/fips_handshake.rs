@@ -11,6 +11,9 @@
     reason = "a test file; its helpers are not seen as tests"
 )]
 
+#[path = "fips_handshake/trust.rs"]
+mod trust;
+
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -86,8 +89,8 @@ async fn tls13_prefers_the_hybrid_with_both_halves_approved() {
             suite: "TLS_AES_256_GCM_SHA384".to_owned(),
             group: Some("SecP256r1MLKEM768".to_owned()),
             http2: true,
-            resumed: false,
             peer: NAME.to_owned(),
+            ..Negotiated::default()
         }
     );
 }

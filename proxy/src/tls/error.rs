@@ -7,16 +7,17 @@ use std::path::PathBuf;
 
 use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
 
+use super::pins::PinFault;
+use super::roots::CURE;
+
 /// A client configuration that cannot be made. Nothing is forwarded without one.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// `upstream.ca_file` is of no use.
-    #[error(
-        "upstream.ca_file {}: {problem}; name a readable PEM file with the roots that sign the intake's \
-         certificates, or remove the key to trust the system's roots",
-        path.display()
-    )]
+    /// A file of roots is of no use.
+    #[error("{key} {}: {problem}; {}", path.display(), CURE)]
     CaFile {
+        /// The setting that names it.
+        key: &'static str,
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
@@ -40,6 +41,20 @@ pub enum ConfigError {
     NotApproved {
         /// Which part.
         what: &'static str,
+    },
+    /// `upstream.crl_dir` is of no use.
+    #[error("upstream.crl_dir {}: {problem}; name a folder that the worker can read, or remove the key", path.display())]
+    CrlDir {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The client certificate or its key is of no use.
+    #[error("{problem}")]
+    ClientCertificate {
+        /// Key, file, what is wrong and what to do.
+        problem: String,
     },
     /// The library refused the lists of the policy.
     #[error("the TLS library refuses the configuration for upstream.tls_policy: {0}")]
@@ -65,12 +80,16 @@ pub struct HandshakeError {
 }
 
 /// Every value that [`HandshakeError::reason`] can have.
-pub const REASONS: [&str; 13] = [
+pub const REASONS: [&str; 17] = [
     "certificate_expired",
     "certificate_not_yet_valid",
     "unknown_issuer",
     "wrong_name",
     "revoked",
+    "revocation_unknown",
+    "crl_expired",
+    "pin_mismatch",
+    "client_certificate",
     "bad_certificate",
     "no_common_version",
     "no_common_suite",
@@ -117,6 +136,44 @@ impl HandshakeError {
         )
     }
 
+    /// An alert of the server's that comes after the handshake, found in what was said about the connection with `name`: in
+    /// TLS 1.3 a server looks at the client's certificate when the client has already begun to send.
+    pub fn late_alert(name: &str, error: &io::Error) -> Option<Self> {
+        let tls = error.get_ref()?.downcast_ref::<Error>()?;
+        matches!(tls, Error::AlertReceived(_)).then(|| Self::from_tls(name, tls))
+    }
+
+    /// `upstream.crl_policy` is `hard_fail` and nothing says whether the certificate is revoked.
+    pub(super) fn revocation_unknown(name: &str) -> Self {
+        Self::new(
+            "revocation_unknown",
+            name,
+            "no revocation list covers the server's certificate, or that of an authority between it and the root, and \
+             upstream.crl_policy is hard_fail",
+            "put the lists of all authorities of the path into upstream.crl_dir",
+        )
+    }
+
+    /// The verified path holds no key of `upstream.pins`.
+    pub(super) fn from_pins(name: &str, fault: &PinFault) -> Self {
+        match fault {
+            PinFault::NoPin => Self::new(
+                "pin_mismatch",
+                name,
+                "the server's certificate is good, but neither its key nor that of an authority above it is in \
+                 upstream.pins",
+                "if the intake has changed its keys, add the new one to upstream.pins; otherwise somebody with a \
+                 certificate from another authority intercepts the connection",
+            ),
+            PinFault::NoPath(error) => Self::new(
+                "bad_certificate",
+                name,
+                &format!("the server's certificate does not verify any more: {error}"),
+                "the server's certificate must be renewed, or its revocation list",
+            ),
+        }
+    }
+
     fn from_tls(name: &str, error: &Error) -> Self {
         match error {
             Error::InvalidCertificate(certificate) => Self::from_certificate(name, certificate),
@@ -128,6 +185,15 @@ impl HandshakeError {
             ),
             Error::PeerIncompatible(incompatible) => Self::from_incompatible(name, incompatible),
             Error::AlertReceived(alert) => Self::from_alert(name, *alert),
+            Error::InvalidCertRevocationList(error) => Self::new(
+                "revocation_unknown",
+                name,
+                &format!(
+                    "a list in upstream.crl_dir cannot be used for the server's certificate ({error:?})"
+                ),
+                "the list must be signed by the authority that issued the certificate; take a false one out of the \
+                 folder",
+            ),
             Error::NoApplicationProtocol => Self::new(
                 "protocol",
                 name,
@@ -176,8 +242,18 @@ impl HandshakeError {
             CertificateError::Revoked => Self::new(
                 "revoked",
                 name,
-                "the server's certificate has been revoked",
+                "the server's certificate, or that of an authority between it and the root, has been revoked (a list in \
+                 upstream.crl_dir names it)",
                 "the server needs a new certificate",
+            ),
+            CertificateError::UnknownRevocationStatus => Self::revocation_unknown(name),
+            CertificateError::ExpiredRevocationList
+            | CertificateError::ExpiredRevocationListContext { .. } => Self::new(
+                "crl_expired",
+                name,
+                "the revocation list for the server's certificate, or for that of an authority between it and the \
+                     root, is expired, and upstream.crl_policy is hard_fail",
+                "put a new list into upstream.crl_dir; `agent-fips-proxy status` names the expired one",
             ),
             CertificateError::Other(other)
                 if matches!(
@@ -251,6 +327,24 @@ impl HandshakeError {
             AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity => {
                 Self::no_common_suite(name, &text)
             }
+            AlertDescription::CertificateRequired => Self::new(
+                "client_certificate",
+                name,
+                &format!("the server wants a client certificate ({text})"),
+                "set upstream.client_certificate_file and upstream.client_key_file",
+            ),
+            AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA => Self::new(
+                "client_certificate",
+                name,
+                &format!("the server does not accept the client certificate ({text})"),
+                "upstream.client_certificate_file must hold a certificate that is valid now, from an authority that \
+                 the server trusts, with those between the two behind it",
+            ),
             _ => Self::new(
                 "alert",
                 name,
@@ -295,7 +389,7 @@ const NOT_AN_INTAKE: &str =
 
 /// Text that a peer had a part in, as it may stand in a message: no control characters and no novels. A name has at most
 /// 253 characters; a certificate may bring hundreds of names.
-struct Bounded<'a>(&'a str);
+pub(super) struct Bounded<'a>(pub(super) &'a str);
 
 impl fmt::Display for Bounded<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

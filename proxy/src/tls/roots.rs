@@ -9,6 +9,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::{self, PemObject};
 use serde::{Deserialize, Serialize};
 
+use super::ca::certificate::is_own_der;
 use super::error::ConfigError;
 
 /// The trust anchors in use: evidence, shown by `status`.
@@ -44,62 +45,74 @@ impl fmt::Display for RootsSource {
     }
 }
 
-/// The roots for `ca_file`, or the system's when there is none.
+/// The roots for `ca_file`, which the setting `key` names, or the system's when there is none.
 ///
 /// # Errors
 /// A file that cannot be read, holds no certificate, or one that is not a usable trust anchor; a system without roots.
-pub(super) fn load(ca_file: Option<&Path>) -> Result<(RootCertStore, RootsStatus), ConfigError> {
+pub(super) fn load(
+    key: &'static str,
+    ca_file: Option<&Path>,
+) -> Result<(RootCertStore, RootsStatus), ConfigError> {
     match ca_file {
-        Some(path) => from_file(path),
+        Some(path) => from_file(path).map_err(|problem| ConfigError::CaFile {
+            key,
+            path: path.to_owned(),
+            problem,
+        }),
         None => from_system(),
     }
 }
 
-/// Whether `path` would do as `upstream.ca_file`: how many certificates it holds. For checking a configuration.
+/// Whether `path` would do as a file of roots: how many certificates it holds. For checking a configuration.
 ///
 /// # Errors
-/// As [`Client::new`](super::Client::new) would fail.
-pub fn check_file(path: &Path) -> Result<usize, ConfigError> {
-    from_file(path).map(|(_, status)| status.count)
+/// What is wrong with it, beginning with the path, and what to do.
+pub fn check_file(path: &Path) -> Result<usize, String> {
+    from_file(path)
+        .map(|(_, status)| status.count)
+        .map_err(|problem| format!("{}: {problem}; {CURE}", path.display()))
 }
 
+/// What to do about a file of roots that is of no use.
+pub(super) const CURE: &str = "name a readable PEM file with the roots that sign the certificates, or remove the key to \
+                               trust the system's roots";
+
 /// Every certificate must be usable: who names a file means all of it.
-fn from_file(path: &Path) -> Result<(RootCertStore, RootsStatus), ConfigError> {
-    let ca_file = |problem: String| ConfigError::CaFile {
-        path: path.to_owned(),
-        problem,
-    };
-    let text = std::fs::read(path).map_err(|error| ca_file(error.to_string()))?;
+fn from_file(path: &Path) -> Result<(RootCertStore, RootsStatus), String> {
+    let text = std::fs::read(path).map_err(|error| error.to_string())?;
     let mut store = RootCertStore::empty();
     let mut certificates = Vec::new();
     for (index, certificate) in CertificateDer::pem_slice_iter(&text).enumerate() {
         let number = index + 1;
         let certificate =
-            certificate.map_err(|error| ca_file(format!("certificate {number}: {}", pem_problem(&error))))?;
-        store.add(certificate.clone()).map_err(|error| {
-            ca_file(format!(
-                "certificate {number} is not a usable trust anchor: {error}"
-            ))
-        })?;
+            certificate.map_err(|error| format!("certificate {number}: {}", pem_problem(&error)))?;
+        store
+            .add(certificate.clone())
+            .map_err(|error| format!("certificate {number} is not a usable trust anchor: {error}"))?;
+        if is_own_der(&certificate) {
+            return Err(format!(
+                "certificate {number} is a local authority's, which is for Agents alone: whoever had its key could \
+                 pretend to be the server"
+            ));
+        }
         certificates.push(certificate);
     }
     if certificates.is_empty() {
-        return Err(ca_file(
-            "it holds no PEM certificate (`-----BEGIN CERTIFICATE-----`)".to_owned(),
-        ));
+        return Err("it holds no PEM certificate (`-----BEGIN CERTIFICATE-----`)".to_owned());
     }
     let status = status(RootsSource::File(path.to_owned()), &certificates, Vec::new());
     Ok((store, status))
 }
 
 /// Distributions ship roots that parsers disagree on: an unusable one is reported and left out. None at all is an
-/// error.
+/// error. A local authority in the system's store (`ca install --host-store`) is for Agents: we do not trust it towards the
+/// intake, or whoever had its key could pretend to be one.
 fn from_system() -> Result<(RootCertStore, RootsStatus), ConfigError> {
     let found = rustls_native_certs::load_native_certs();
     let mut unreadable: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
     let mut store = RootCertStore::empty();
     let mut certificates = Vec::new();
-    for certificate in found.certs {
+    for certificate in found.certs.into_iter().filter(|found| !is_own_der(found)) {
         match store.add(certificate.clone()) {
             Ok(()) => certificates.push(certificate),
             Err(error) => unreadable.push(format!("certificate {}: {error}", hex(&sha256(&certificate)))),
@@ -127,19 +140,20 @@ fn status(source: RootsSource, certificates: &[CertificateDer<'_>], unreadable: 
 }
 
 /// What is wrong with a PEM file, without its bytes: the file may hold a key by mistake.
-fn pem_problem(error: &pem::Error) -> &'static str {
+pub(super) fn pem_problem(error: &pem::Error) -> &'static str {
     match error {
         pem::Error::MissingSectionEnd { .. } => "the section has no end line",
         pem::Error::IllegalSectionStart { .. } => "the section has no valid start line",
         pem::Error::Base64Decode(_) => "the section is not valid base64",
+        pem::Error::NoItemsFound => "there is no such section",
         _ => "not valid PEM",
     }
 }
 
-fn sha256(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn sha256(bytes: &[u8]) -> Vec<u8> {
     digest::digest(&digest::SHA256, bytes).as_ref().to_vec()
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
