@@ -1,9 +1,13 @@
-//! `connect4` and `connect6`: a selected Agent's connection goes to our listener, and its socket remembers whereto.
+//! `connect4` and `connect6`: a selected Agent's connection goes to our listener, and its socket remembers whereto it
+//! meant to go and which process connected it.
 
 use aya_ebpf::{
     EbpfContext as _,
     bindings::bpf_sock,
-    helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_set_retval},
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_set_retval},
+    },
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
@@ -132,6 +136,7 @@ fn decide(ctx: &SockAddrContext, destination: Address, port: u16) -> Verdict {
         address: destination,
         port,
         listener_port: listener,
+        process: process(),
     };
     if !store(&CLIENT, socket, &original) {
         return unavailable(
@@ -201,6 +206,14 @@ fn network(ctx: &SockAddrContext) -> Option<u32> {
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: without preallocation an entry is freed after an RCU grace period, which no program run outlives.
     unsafe { NAMESPACES.get(cookie) }.map(|namespace| namespace.network)
+}
+
+/// The process that connects, which need not be the one that made the socket. The hook runs in the calling thread; the
+/// upper half is its thread group. Connect hooks may ask since 5.7 ("bpf: Enable retrival of pid/tgid/comm from bpf cgroup
+/// hooks").
+#[inline(always)]
+fn process() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
 /// The connecting socket.

@@ -1,5 +1,6 @@
 //! `getsockopt` in the proxy's cgroup: answers `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST` from the accepted socket's
-//! storage, so that the worker needs no bpf call and asks as it would behind an iptables REDIRECT.
+//! storage, so that the worker needs no bpf call and asks as it would behind an iptables REDIRECT. To `SO_PEERCRED`, whose
+//! answer for TCP says nothing (pid 0, no user, no group), it adds the process that connected, from the same place.
 //!
 //! Every other question keeps the kernel's answer to the last bit.
 
@@ -15,6 +16,10 @@ const SOL_IP: i32 = 0;
 const SOL_IPV6: i32 = 41;
 /// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST` (linux/netfilter_ipv4.h, linux/netfilter_ipv6/ip6_tables.h).
 const ORIGINAL_DST: i32 = 80;
+/// `SOL_SOCKET` and `SO_PEERCRED` (asm-generic/socket.h), the same on every little-endian machine but MIPS and PowerPC, for
+/// which nobody builds us.
+const SOL_SOCKET: i32 = 1;
+const SO_PEERCRED: i32 = 17;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
@@ -37,7 +42,15 @@ struct SockAddrIn6 {
     scope: u32,
 }
 
-/// Answers the two questions.
+/// `struct ucred` (linux/socket.h)
+#[repr(C)]
+struct Credentials {
+    process: u32,
+    user: u32,
+    group: u32,
+}
+
+/// Answers the three questions.
 #[cgroup_sockopt(getsockopt)]
 pub fn original_dst(ctx: SockoptContext) -> i32 {
     let option = ctx.sockopt;
@@ -53,6 +66,14 @@ pub fn original_dst(ctx: SockoptContext) -> i32 {
             return OK;
         }
     }
+    if name == SO_PEERCRED && level == SOL_SOCKET {
+        // SAFETY: as above.
+        let socket = unsafe { (*option).__bindgen_anon_1.sk };
+        // A socket that no connection of an Agent became has none: Unix sockets and all others keep the kernel's answer.
+        if let Some(original) = load(&ACCEPTED, socket) {
+            add_process(option, &original);
+        }
+    }
     // A result larger than a page is not copied back from the program's buffer; a length of 0 says that the caller's
     // buffer is to be left as the kernel filled it. Without it the caller would get EFAULT.
     // SAFETY: as above; `optlen` is writable.
@@ -62,6 +83,26 @@ pub fn original_dst(ctx: SockoptContext) -> i32 {
         }
     }
     OK
+}
+
+/// Puts the process into the kernel's answer, whose length and other parts stay. An answer that was cut short, because
+/// the caller's buffer was, stays as it is.
+#[inline(always)]
+fn add_process(option: *mut bpf_sockopt, original: &Original) {
+    // SAFETY: the kernel's context. Volatile: the verifier allows loads of four bytes only, which LLVM would merge.
+    let (start, end, length, result) = unsafe {
+        (
+            (*option).__bindgen_anon_2.optval as usize,
+            (*option).__bindgen_anon_3.optval_end as usize,
+            (&raw const (*option).optlen).read_volatile(),
+            (&raw const (*option).retval).read_volatile(),
+        )
+    };
+    if result != 0 || length != size_of::<Credentials>() as i32 || start + size_of::<Credentials>() > end {
+        return;
+    }
+    // SAFETY: the verifier sees the bound just checked; the buffer belongs to this call.
+    unsafe { (&raw mut (*(start as *mut Credentials)).process).write(original.process) };
 }
 
 /// Writes the socket address when the family fits the question and the buffer is large enough.

@@ -288,8 +288,8 @@ pub fn skip(settings: &Settings, attempt: &Attempt) -> Option<Skip> {
     None
 }
 
-/// The original destination of a rewritten connection: in the storage of the client's socket, in the handover map, and
-/// in the storage of the accepted socket.
+/// What is remembered of a rewritten connection, its original destination above all: in the storage of the client's
+/// socket, in the handover map, and in the storage of the accepted socket.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Original {
@@ -299,6 +299,9 @@ pub struct Original {
     pub port: u16,
     /// The listener's port that the connection was rewritten to.
     pub listener_port: u16,
+    /// The process that called `connect()`: its thread group id in the host's pid namespace, whichever the process sees
+    /// itself in. Never 0.
+    pub process: u32,
 }
 
 impl Original {

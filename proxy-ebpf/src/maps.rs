@@ -41,10 +41,10 @@ pub static PREFIX6: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(MAX_PREFI
 /// lookup by port it can never be another local process.
 #[map]
 pub static LISTENERS: SockMap = SockMap::with_max_entries(SLOTS, 0);
-/// Original destination, in the client's socket.
+/// Original destination and process, in the client's socket.
 #[btf_map]
 pub static CLIENT: SkStorage<Original> = SkStorage::new();
-/// Original destination, in the accepted socket.
+/// Original destination and process, in the accepted socket.
 #[btf_map]
 pub static ACCEPTED: SkStorage<Original> = SkStorage::new();
 /// From the client's SYN to the accepted socket.

@@ -1,4 +1,4 @@
-//! `sockops`: carries the original destination from the client's socket to the accepted one.
+//! `sockops`: carries the original destination, and who connected, from the client's socket to the accepted one.
 //!
 //! In an Agent's cgroup it publishes the tuple when the SYN leaves; in the proxy's cgroup it finds it when the accepted
 //! socket becomes ESTABLISHED, before `accept()` can return. The entry lives for that moment only: ports are recycled,

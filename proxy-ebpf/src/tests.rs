@@ -66,9 +66,12 @@ fn layouts() {
         "padding"
     );
 
-    assert_eq!((size_of::<Original>(), align_of::<Original>()), (20, 4));
+    assert_eq!((size_of::<Original>(), align_of::<Original>()), (24, 4));
+    assert_eq!(offset_of!(Original, address), 0);
     assert_eq!(offset_of!(Original, port), 16);
     assert_eq!(offset_of!(Original, listener_port), 18);
+    assert_eq!(offset_of!(Original, process), 20);
+    assert_eq!(16 + 2 + 2 + 4, size_of::<Original>(), "padding");
 
     assert_eq!((size_of::<HandoverKey>(), align_of::<HandoverKey>()), (32, 8));
     assert_eq!(offset_of!(HandoverKey, client), 8);
@@ -173,6 +176,7 @@ fn a_peer_is_answered_only_for_the_rewritten_connection() {
         address: v4("203.0.113.9"),
         port: 80,
         listener_port: 15080,
+        process: 4711,
     };
     assert!(original.is_rewritten_to(&v4("127.0.0.1"), 15080));
     assert!(original.is_rewritten_to(&v6("::ffff:127.0.0.1"), 15080));

@@ -40,11 +40,11 @@ impl Address {
 }
 
 impl Original {
-    /// Its words; the last four bytes are not part of it.
+    /// Its words.
     #[inline(always)]
     pub const fn words(&self) -> [u64; 3] {
         let [a, b] = self.address.pairs();
-        [a, b, ports(self.port, self.listener_port) as u64]
+        [a, b, pair(ports(self.port, self.listener_port), self.process)]
     }
 }
 

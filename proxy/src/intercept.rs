@@ -56,7 +56,7 @@ pub use load::Loaded;
 pub use netns::{Namespace, NamespaceId, NamespaceThread};
 pub use networks::NetworkListeners;
 pub use own::OwnCgroup;
-pub use status::{AgentStatus, InterceptStatus, Resources};
+pub use status::{AgentStatus, InterceptStatus, Resources, ServedNetwork};
 pub use uninstall::{UninstallReport, uninstall};
 
 use crate::config::{self, PodsApi};

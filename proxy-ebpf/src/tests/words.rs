@@ -33,10 +33,10 @@ proptest! {
         let port = |port: u16| port.to_ne_bytes();
         let zero = [0_u8; 4];
 
-        let original = Original { address: a, port: first, listener_port: second };
+        let original = Original { address: a, port: first, listener_port: second, process: what };
         prop_assert_eq!(
             bytes(original.words(), size_of::<Original>()),
-            fields(&[&address(&a), &port(first), &port(second)])
+            fields(&[&address(&a), &port(first), &port(second), &what.to_ne_bytes()])
         );
         let key = HandoverKey::new(cookie, a, first, second);
         prop_assert_eq!(

@@ -19,6 +19,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::choose::Taken;
 use super::error::InterceptError;
 use super::netns::{Namespace, NamespaceId, NamespaceThread};
+use super::status::ServedNetwork;
 
 /// Pending connections of a pod's listener: it serves one Agent, not a host.
 const BACKLOG: i32 = 1024;
@@ -97,6 +98,20 @@ impl Networks {
 
     pub(super) fn len(&self) -> usize {
         self.served.len()
+    }
+
+    /// What each is.
+    pub(super) fn status(&self) -> Vec<ServedNetwork> {
+        self.served
+            .iter()
+            .map(|(key, network)| ServedNetwork {
+                id: network.id,
+                name: match key {
+                    Key::Namespace(id, _) => id.to_string(),
+                    Key::Interfaces => "interfaces".to_owned(),
+                },
+            })
+            .collect()
     }
 
     pub(super) fn keys(&self) -> Vec<Key> {

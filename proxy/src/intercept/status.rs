@@ -14,7 +14,7 @@ use super::load::{self, Features};
 use super::tc::{InterfaceState, InterfaceStatus, Tc};
 use super::{Interceptor, attach};
 
-/// The state of interception.
+/// The state of interception. It is flattened into a larger message, where serde cannot read maps whose keys are no text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InterceptStatus {
     /// Agents that were found.
@@ -23,6 +23,8 @@ pub struct InterceptStatus {
     pub interfaces: Vec<InterfaceStatus>,
     /// What failed at the last look for Agents, or keeps taken packets from reaching us.
     pub trouble: Vec<String>,
+    /// Networks that are served besides the host's own.
+    pub networks: Vec<ServedNetwork>,
     /// Entries of the prefix maps.
     pub destinations: usize,
     /// The programs' counters since their maps were made, by name.
@@ -37,6 +39,15 @@ pub struct InterceptStatus {
     pub own_cgroup: PathBuf,
     /// Where maps and links are pinned.
     pub pins: PathBuf,
+}
+
+/// A network besides the host's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedNetwork {
+    /// The number that the worker knows it by.
+    pub id: u32,
+    /// A namespace as in `net:[4026531840]`; `interfaces` for what is behind `intercept.interfaces`.
+    pub name: String,
 }
 
 /// One Agent.
@@ -118,6 +129,7 @@ impl Interceptor {
             agents: self.agents.values().cloned().collect(),
             interfaces: self.tc.as_ref().map(|tc| tc.status()).unwrap_or_default(),
             trouble: self.trouble.iter().cloned().chain(routing).collect(),
+            networks: self.networks.status(),
             destinations: self.present.len(),
             counters: self.counters(),
             resources: self.resources(),
