@@ -9,21 +9,22 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::header::HOST;
+use http::header::{COOKIE, HOST, TE};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use tokio::time::Instant;
 
-use super::http::Client;
 use super::http::body::{Upload, UploadBody};
 use super::http::record::Recording;
+use super::http::{Client, RequestTimer};
 use super::origin::UpstreamAddr;
 use super::outcome::Outcome;
 
 pub mod connect;
+pub mod outbound;
 pub(super) mod pool;
 pub mod resolve;
 mod retry;
@@ -67,6 +68,65 @@ pub(super) enum Failure {
         name: String,
         /// One of its addresses.
         ip: IpAddr,
+    },
+    /// An intercepted connection was meant for where an intake cannot be. Another address may lead past what was meant.
+    #[error(
+        "the connection for {name} was meant for {ip}, which is not public: name its network in \
+         upstream.allow_private to dial it (PrivateLink)"
+    )]
+    RefusedOriginal {
+        /// The name.
+        name: String,
+        /// The original address.
+        ip: IpAddr,
+    },
+    /// The outbound proxy is where no proxy can be.
+    #[error(
+        "the outbound proxy {proxy} resolves to {ip}, which is no address for a proxy: name its network in \
+         upstream.allow_private to dial it"
+    )]
+    RefusedProxy {
+        /// `host:port` of upstream.proxy.url.
+        proxy: String,
+        /// One of its addresses.
+        ip: IpAddr,
+    },
+    /// The outbound proxy did not make a tunnel.
+    #[error(
+        "no tunnel to {destination}: the outbound proxy {proxy} at {addr} (upstream.proxy.url): {source}"
+    )]
+    Tunnel {
+        /// Where to.
+        destination: String,
+        /// `host:port` of upstream.proxy.url.
+        proxy: String,
+        /// Its address.
+        addr: UpstreamAddr,
+        /// Why.
+        source: outbound::TunnelFailure,
+    },
+    /// TCP with the outbound proxy failed.
+    #[error("cannot connect to the outbound proxy {proxy} at {addr} (upstream.proxy.url): {source}")]
+    ProxyConnect {
+        /// `host:port` of upstream.proxy.url.
+        proxy: String,
+        /// Its address.
+        addr: UpstreamAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The way through the outbound proxy took too long.
+    #[error(
+        "connecting to {destination} through the outbound proxy {proxy} at {addr} took longer than \
+         upstream.connect_timeout"
+    )]
+    ProxyTimeout {
+        /// Where to.
+        destination: String,
+        /// `host:port` of upstream.proxy.url.
+        proxy: String,
+        /// Its address.
+        addr: UpstreamAddr,
     },
     /// TCP failed.
     #[error("cannot connect to {addr}: {source}")]
@@ -124,12 +184,26 @@ impl Failure {
     /// The label for records, metrics and the client.
     pub(super) fn outcome(&self) -> Outcome {
         match self {
-            Self::Resolve { .. } | Self::NoAddress { .. } | Self::RefusedAddress { .. } => Outcome::NoAddress,
+            Self::Resolve { .. }
+            | Self::NoAddress { .. }
+            | Self::RefusedAddress { .. }
+            | Self::RefusedOriginal { .. }
+            | Self::RefusedProxy { .. } => Outcome::NoAddress,
             Self::Connect { .. } => Outcome::UpstreamConnect,
+            Self::Tunnel { .. } | Self::ProxyConnect { .. } => Outcome::UpstreamProxy,
             Self::Handshake { .. } => Outcome::UpstreamTls,
             Self::Protocol { .. } | Self::Upgrade { .. } | Self::NotSent { .. } => Outcome::UpstreamProtocol,
-            Self::ConnectTimeout { .. } | Self::Timeout { .. } => Outcome::UpstreamTimeout,
+            Self::ConnectTimeout { .. } | Self::ProxyTimeout { .. } | Self::Timeout { .. } => {
+                Outcome::UpstreamTimeout
+            }
         }
+    }
+}
+
+impl Failure {
+    /// True when the outbound proxy said no: its other addresses are the same proxy.
+    fn is_the_proxys_word(&self) -> bool {
+        matches!(self, Self::Tunnel { source, .. } if !source.is_of_the_connection())
     }
 }
 
@@ -142,23 +216,21 @@ impl Failure {
 pub(super) async fn send<H: Handshake>(
     client: &Client<H>,
     target: &Rc<Target>,
-    parts: Parts,
+    mut draft: Draft,
     upload: &Upload,
+    timer: &RequestTimer,
     recording: &mut Recording,
 ) -> Result<Reply, Failure> {
     let thread = &client.thread;
-    let original = client.origin.original();
     let network = client.network;
+    let way = connect::way(&thread.shared, target, client.origin.original());
     let key = Key {
         network,
         name: Rc::clone(&target.name),
-        original: original.map(|original| original.0),
+        original: way.original(),
+        trust: thread.shared.tls.generation(),
     };
     let limit = thread.shared.config.upstream.response_timeout;
-    let mut draft = Draft {
-        path: path_of(&parts.uri),
-        parts,
-    };
     let mut retries = 0;
     loop {
         // After a failure only a fresh connection will do: what broke one may have broken all.
@@ -170,7 +242,7 @@ pub(super) async fn send<H: Handshake>(
         let line = match pooled {
             Some(line) => line,
             None => {
-                let line = connect::open(thread, network, target, original).await?;
+                let line = connect::open(thread, network, target, &way).await?;
                 thread.pool.publish(&key, &line);
                 line
             }
@@ -186,7 +258,7 @@ pub(super) async fn send<H: Handshake>(
         let mut lease = Lease::new(Rc::clone(&thread.pool), key.clone(), line);
         let line = lease.line().ok_or_else(not_sent)?;
         line.watch.mark();
-        let mut error = match head(&mut line.sender, request, client, upload, limit).await {
+        let mut error = match head(&mut line.sender, request, timer, upload, limit).await {
             None => return Err(Failure::Timeout { addr }),
             Some(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 return Err(Failure::Upgrade {
@@ -203,7 +275,11 @@ pub(super) async fn send<H: Handshake>(
         let never_left = error.take_message().is_some();
         let source = error.into_error();
         if retries >= retry::MAX_RETRIES || !(never_left || retry::is_safe(line, &source, upload).await) {
-            return Err(Failure::Protocol { addr, source });
+            // In TLS 1.3 a server judges our certificate when the request is already on its way.
+            return Err(match line.watch.alert() {
+                Some(source) => Failure::Handshake { addr, source },
+                None => Failure::Protocol { addr, source },
+            });
         }
         tracing::debug!(name = %target.name, %addr, error = %source, never_left, "request is sent again");
         retries += 1;
@@ -212,12 +288,23 @@ pub(super) async fn send<H: Handshake>(
 }
 
 /// A request as often as it is needed.
-struct Draft {
+pub(super) struct Draft {
     parts: Parts,
     path: PathAndQuery,
+    /// Say that trailers are taken.
+    trailers: bool,
 }
 
 impl Draft {
+    /// Of a head whose headers are rewritten.
+    pub(super) fn new(parts: Parts, trailers: bool) -> Self {
+        Self {
+            path: path_of(&parts.uri),
+            parts,
+            trailers,
+        }
+    }
+
     fn request(&mut self, target: &Target, http2: bool, body: UploadBody) -> Request<UploadBody> {
         let mut request = Request::new(body);
         *request.method_mut() = self.parts.method.clone();
@@ -238,11 +325,33 @@ impl Draft {
 
     fn headers(&self, target: &Target, http2: bool) -> HeaderMap {
         let mut headers = self.parts.headers.clone();
-        // HTTP/2 carries the name in `:authority`.
-        if !http2 {
+        if http2 {
+            // The name is in `:authority`.
+            if self.trailers {
+                headers.insert(TE, HeaderValue::from_static("trailers"));
+            }
+        } else {
             headers.insert(HOST, target.host.clone());
+            join_cookies(&mut headers);
         }
         headers
+    }
+}
+
+/// HTTP/2 may split a cookie header (RFC 9113 section 8.2.3); HTTP/1 has one.
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    // Of valid values, so it is one.
+    if let Ok(mut whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        whole.set_sensitive(true);
+        headers.insert(COOKIE, whole);
     }
 }
 
@@ -256,26 +365,24 @@ fn path_of(uri: &Uri) -> PathAndQuery {
 type HeadResult = Result<Response<Incoming>, TrySendError<Request<UploadBody>>>;
 
 /// Waits for the response head; `None` when the intake was too slow.
-async fn head<H: Handshake>(
+async fn head(
     sender: &mut Sender,
     request: Request<UploadBody>,
-    client: &Client<H>,
+    timer: &RequestTimer,
     upload: &Upload,
     limit: Duration,
 ) -> Option<HeadResult> {
     match sender {
-        Sender::Http1(sender) => in_time(sender.try_send_request(request), client, upload, limit).await,
-        Sender::Http2 { sender, .. } => {
-            in_time(sender.try_send_request(request), client, upload, limit).await
-        }
+        Sender::Http1(sender) => in_time(sender.try_send_request(request), timer, upload, limit).await,
+        Sender::Http2 { sender, .. } => in_time(sender.try_send_request(request), timer, upload, limit).await,
     }
 }
 
 /// The limit counts from the end, or the last progress, of the request body; while the client owes bytes, the client's
 /// own limit holds.
-async fn in_time<H: Handshake>(
+async fn in_time(
     sending: impl Future<Output = HeadResult>,
-    client: &Client<H>,
+    timer: &RequestTimer,
     upload: &Upload,
     limit: Duration,
 ) -> Option<HeadResult> {
@@ -284,7 +391,7 @@ async fn in_time<H: Handshake>(
         if let Poll::Ready(result) = sending.as_mut().poll(cx) {
             return Poll::Ready(Some(result));
         }
-        let mut timer = client.timer.borrow_mut();
+        let mut timer = timer.borrow_mut();
         match upload.deadline(limit) {
             Some(deadline) => timer.poll(cx, deadline).map(|()| None),
             None => {

@@ -1,4 +1,5 @@
-//! Makes a connection to an intake: addresses in turn, TCP, TLS, then HTTP/2 or HTTP/1.1 as ALPN says.
+//! Makes a connection to an intake: directly or through the outbound proxy, addresses in turn, TCP, TLS, then HTTP/2 or
+//! HTTP/1.1 as ALPN says.
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -11,10 +12,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::Failure;
-use super::pool::{Line, Sender};
-use super::socket::{Noted, Socket, Watch};
-use super::target::{Target, may_dial};
-use crate::config::Upstream;
+use super::outbound::Outbound;
+use super::pool::{Line, MAX_STREAMS, Sender};
+use super::socket::{Noted, Socket};
+use super::target::Target;
+use crate::address::{is_public, may_be_proxy, may_dial};
+use crate::config::authority;
 use crate::relay::Shared;
 use crate::relay::accept::Thread;
 use crate::relay::http::MAX_BUFFER;
@@ -24,8 +27,11 @@ use crate::tls::{self, Negotiated};
 
 /// Addresses that are tried for one request. With 5 s each, more would outlive every client's own time limit.
 const MAX_ADDRESSES: usize = 6;
-/// HTTP/2 flow control windows: a 3 MiB trace payload must not wait for a round trip per 64 KiB.
-const H2_WINDOW: u32 = 1024 * 1024;
+/// HTTP/2 flow control, towards us, in bytes a stream: what is kept of an answer that its client does not read.
+const H2_STREAM_WINDOW: u32 = 256 * 1024;
+/// And a connection: more than all its streams together may fill, so that no client that does not read keeps others waiting.
+#[expect(clippy::cast_possible_truncation, reason = "a hundred or so")]
+const H2_CONNECTION_WINDOW: u32 = (MAX_STREAMS as u32 + 1) * H2_STREAM_WINDOW;
 /// A silent HTTP/2 peer is asked for a sign of life while requests wait.
 const H2_PING: std::time::Duration = std::time::Duration::from_secs(20);
 
@@ -43,6 +49,11 @@ pub trait Handshake: Clone + Send + Sync + 'static {
         name: &str,
         socket: Socket,
     ) -> impl Future<Output = Result<(Self::Stream, Negotiated), HandshakeFailure>>;
+
+    /// Grows when servers are judged by something else than before; see [`tls::Client::generation`].
+    fn generation(&self) -> u64 {
+        0
+    }
 }
 
 impl Handshake for tls::Client {
@@ -55,10 +66,11 @@ impl Handshake for tls::Client {
     ) -> Result<(Self::Stream, Negotiated), HandshakeFailure> {
         Self::connect(self, name, socket)
             .await
-            .map_err(|error| HandshakeFailure {
-                reason: error.reason,
-                message: error.to_string(),
-            })
+            .map_err(HandshakeFailure::from)
+    }
+
+    fn generation(&self) -> u64 {
+        Self::generation(self)
     }
 }
 
@@ -72,7 +84,77 @@ pub struct HandshakeFailure {
     pub message: String,
 }
 
-/// Opens a connection for `target` and a client of `network`: at the original destination first, then wherever the name leads.
+impl From<tls::HandshakeError> for HandshakeFailure {
+    fn from(error: tls::HandshakeError) -> Self {
+        Self {
+            reason: error.reason,
+            message: error.to_string(),
+        }
+    }
+}
+
+/// How a target is reached.
+#[derive(Debug)]
+pub(super) enum Way<'a> {
+    /// Where an intercepted client meant to go, else wherever its name leads.
+    Original {
+        original: SocketAddr,
+        name: &'a str,
+        port: u16,
+    },
+    /// Wherever this name or address leads.
+    Named { host: &'a str, port: u16 },
+    /// Through the outbound proxy, which resolves the name.
+    Proxy {
+        outbound: &'a Outbound,
+        destination: String,
+    },
+}
+
+impl Way<'_> {
+    /// The original destination, when it is dialled.
+    pub(super) fn original(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Original { original, .. } => Some(*original),
+            Self::Named { .. } | Self::Proxy { .. } => None,
+        }
+    }
+}
+
+/// The way to `target` for a client that meant to go to `original`, if it was intercepted. An endpoint and an outbound
+/// proxy are the operator's word on where to go, and win over the client's.
+pub(super) fn way<'a, H>(
+    shared: &'a Shared<H>,
+    target: &'a Target,
+    original: Option<OriginalDst>,
+) -> Way<'a> {
+    let upstream = &shared.config.upstream;
+    let (host, port) = upstream.endpoint(target.product, &target.name);
+    let original = original
+        .map(|original| original.0)
+        .filter(|_| !upstream.endpoints.contains_key(&target.product));
+    if let Some(outbound) = shared
+        .outbound
+        .as_deref()
+        .filter(|outbound| outbound.carries(target, (host, port), original))
+    {
+        return Way::Proxy {
+            outbound,
+            destination: authority(host, port),
+        };
+    }
+    match original {
+        // The client's port is 80; the intake speaks TLS on its own.
+        Some(original) => Way::Original {
+            original: SocketAddr::new(original.ip(), port),
+            name: host,
+            port,
+        },
+        None => Way::Named { host, port },
+    }
+}
+
+/// Opens a connection for `target` and a client of `network`.
 ///
 /// # Errors
 /// The last address's failure, or that there was no usable address.
@@ -80,26 +162,68 @@ pub(super) async fn open<H: Handshake>(
     thread: &Thread<H>,
     network: NetworkId,
     target: &Target,
-    original: Option<OriginalDst>,
+    way: &Way<'_>,
 ) -> Result<Line, Failure> {
-    let upstream = &thread.shared.config.upstream;
-    let mut tried = Vec::new();
-    let mut last = None;
-    if let Some(OriginalDst(original)) = original {
-        // The client's port is 80; the intake speaks TLS on its own.
-        let address = SocketAddr::new(original.ip(), upstream.port);
-        if usable(thread, network, address) {
-            tried.push(address);
-            match attempt(thread, network, target, UpstreamAddr(address)).await {
-                Ok(line) => return Ok(line),
-                Err(failure) => {
-                    tracing::debug!(name = %target.name, error = %failure, "original destination failed, resolving");
-                    last = Some(failure);
+    match way {
+        Way::Original { original, name, port } => {
+            let ip = original.ip();
+            if !may_dial(ip, &thread.shared.config.upstream.allow_private) {
+                return Err(Failure::RefusedOriginal {
+                    name: target.name.to_string(),
+                    ip,
+                });
+            }
+            let mut tried = Vec::new();
+            let mut last = None;
+            if !thread.is_own(network, *original) {
+                tried.push(*original);
+                match attempt(thread, network, target, way, UpstreamAddr(*original)).await {
+                    Ok(line) => return Ok(line),
+                    Err(failure) => {
+                        tracing::debug!(name = %target.name, error = %failure, "original destination failed, resolving");
+                        last = Some(failure);
+                    }
                 }
             }
+            // Data that was meant for a private network does not leave for the public one, whatever a resolver says.
+            let stays_private = !is_public(ip);
+            let may = |ip: IpAddr| {
+                may_dial(ip, &thread.shared.config.upstream.allow_private)
+                    && !(stays_private && is_public(ip))
+            };
+            named(thread, network, target, way, (name, *port), may, (tried, last)).await
+        }
+        Way::Named { host, port } => {
+            let may = |ip| may_dial(ip, &thread.shared.config.upstream.allow_private);
+            named(
+                thread,
+                network,
+                target,
+                way,
+                (host, *port),
+                may,
+                (Vec::new(), None),
+            )
+            .await
+        }
+        Way::Proxy { outbound, .. } => {
+            let may = |ip| may_be_proxy(ip, &thread.shared.config.upstream.allow_private);
+            let none = (Vec::new(), None);
+            named(thread, network, target, way, outbound.address(), may, none).await
         }
     }
-    let (host, port) = endpoint(upstream, target);
+}
+
+/// The addresses of a host in turn, as far as they `may` be dialled and were not `tried`.
+async fn named<H: Handshake>(
+    thread: &Thread<H>,
+    network: NetworkId,
+    target: &Target,
+    way: &Way<'_>,
+    (host, port): (&str, u16),
+    may: impl Fn(IpAddr) -> bool,
+    (mut tried, mut last): (Vec<SocketAddr>, Option<Failure>),
+) -> Result<Line, Failure> {
     let found = match host.parse::<IpAddr>() {
         Ok(ip) => Ok(vec![ip]),
         Err(_) => thread.shared.resolver.lookup(host).await,
@@ -119,7 +243,8 @@ pub(super) async fn open<H: Handshake>(
         if tried.contains(&address) {
             continue;
         }
-        if !usable(thread, network, address) {
+        // One of our own listeners would be a loop.
+        if !may(address.ip()) || thread.is_own(network, address) {
             refused = Some(address.ip());
             continue;
         }
@@ -127,36 +252,29 @@ pub(super) async fn open<H: Handshake>(
             break;
         }
         tried.push(address);
-        match attempt(thread, network, target, UpstreamAddr(address)).await {
+        match attempt(thread, network, target, way, UpstreamAddr(address)).await {
             Ok(line) => return Ok(line),
+            // The proxy has decided: its other addresses are the same proxy.
+            Err(failure) if failure.is_the_proxys_word() => return Err(failure),
             Err(failure) => {
                 tracing::debug!(name = %target.name, %address, error = %failure, "address failed");
                 last = Some(failure);
             }
         }
     }
-    Err(last.unwrap_or_else(|| match refused {
-        Some(ip) => Failure::RefusedAddress {
+    Err(last.unwrap_or_else(|| match (refused, way) {
+        (Some(ip), Way::Proxy { outbound, .. }) => Failure::RefusedProxy {
+            proxy: outbound.authority().to_owned(),
+            ip,
+        },
+        (Some(ip), _) => Failure::RefusedAddress {
             name: host.to_owned(),
             ip,
         },
-        None => Failure::NoAddress {
+        (None, _) => Failure::NoAddress {
             name: host.to_owned(),
         },
     }))
-}
-
-/// Host and port that are resolved and dialled for a target: its own name unless `upstream.endpoints` says otherwise.
-fn endpoint<'a>(upstream: &'a Upstream, target: &'a Target) -> (&'a str, u16) {
-    match upstream.endpoints.get(&target.product) {
-        Some(endpoint) => (&endpoint.host, endpoint.port.unwrap_or(upstream.port)),
-        None => (&target.name, upstream.port),
-    }
-}
-
-/// Public or allowed, and not one of our own listeners.
-fn usable<H: Handshake>(thread: &Thread<H>, network: NetworkId, address: SocketAddr) -> bool {
-    may_dial(address.ip(), &thread.shared.config.upstream.allow_private) && !thread.is_own(network, address)
 }
 
 /// The families in turn, each in its resolver's order: one broken family costs one attempt, not all.
@@ -180,52 +298,97 @@ async fn attempt<H: Handshake>(
     thread: &Thread<H>,
     network: NetworkId,
     target: &Target,
+    way: &Way<'_>,
     addr: UpstreamAddr,
 ) -> Result<Line, Failure> {
     let limit = thread.shared.config.upstream.connect_timeout;
-    let line = timeout(limit, dial(&thread.shared, network, &target.name, addr))
+    let line = timeout(limit, dial(&thread.shared, network, &target.name, way, addr))
         .await
-        .unwrap_or(Err(Failure::ConnectTimeout { addr }))?;
+        .unwrap_or_else(|_| Err(late(way, addr)))?;
     thread.shared.recorder.upstream_connected(&line.tls);
     Ok(line)
+}
+
+fn late(way: &Way<'_>, addr: UpstreamAddr) -> Failure {
+    match way {
+        Way::Proxy {
+            outbound,
+            destination,
+        } => Failure::ProxyTimeout {
+            destination: destination.clone(),
+            proxy: outbound.authority().to_owned(),
+            addr,
+        },
+        Way::Original { .. } | Way::Named { .. } => Failure::ConnectTimeout { addr },
+    }
 }
 
 async fn dial<H: Handshake>(
     shared: &Shared<H>,
     network: NetworkId,
-    name: &str,
+    name: &Rc<str>,
+    way: &Way<'_>,
     addr: UpstreamAddr,
 ) -> Result<Line, Failure> {
     let stream = network::dial(shared, network, addr.0)
         .await
-        .map_err(|source| Failure::Connect { addr, source })?;
-    let (socket, watch) = Socket::new(stream);
-    let (stream, negotiated) = shared
+        .map_err(|source| match way {
+            Way::Proxy { outbound, .. } => Failure::ProxyConnect {
+                proxy: outbound.authority().to_owned(),
+                addr,
+                source,
+            },
+            Way::Original { .. } | Way::Named { .. } => Failure::Connect { addr, source },
+        })?;
+    let (mut socket, watch) = Socket::new(stream);
+    let mut proxy = None;
+    if let Way::Proxy {
+        outbound,
+        destination,
+    } = way
+    {
+        watch.set_relayed();
+        socket = outbound
+            .tunnel(socket, destination)
+            .await
+            .map_err(|source| Failure::Tunnel {
+                destination: destination.clone(),
+                proxy: outbound.authority().to_owned(),
+                addr,
+                source,
+            })?;
+        proxy = Some(outbound.authority().to_owned());
+    }
+    let (stream, mut negotiated) = shared
         .tls
         .connect(name, socket)
         .await
         .map_err(|source| Failure::Handshake { addr, source })?;
+    negotiated.proxy = proxy;
     let negotiated = Arc::new(negotiated);
     let http2 = negotiated.http2;
     let max_head = shared.config.limits.max_header_bytes;
-    let sender = http(stream, Rc::clone(&watch), http2, max_head)
+    let noted = Noted::new(stream, Rc::clone(&watch), Rc::clone(name));
+    let sender = http(noted, http2, max_head)
         .await
-        .map_err(|source| Failure::Protocol { addr, source })?;
+        .map_err(|source| match watch.alert() {
+            Some(source) => Failure::Handshake { addr, source },
+            None => Failure::Protocol { addr, source },
+        })?;
     Ok(Line::new(sender, watch, addr, negotiated))
 }
 
 async fn http<S: AsyncRead + AsyncWrite + Unpin + 'static>(
-    stream: S,
-    watch: Rc<Watch>,
+    stream: Noted<S>,
     http2: bool,
     max_head: usize,
 ) -> hyper::Result<Sender> {
-    let io = TokioIo::new(Noted::new(stream, watch));
+    let io = TokioIo::new(stream);
     if http2 {
         let (sender, connection) = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
-            .initial_stream_window_size(H2_WINDOW)
-            .initial_connection_window_size(H2_WINDOW)
+            .initial_stream_window_size(H2_STREAM_WINDOW)
+            .initial_connection_window_size(H2_CONNECTION_WINDOW)
             .keep_alive_interval(H2_PING)
             .handshake(io)
             .await?;
@@ -253,7 +416,7 @@ async fn drive(connection: impl Future<Output = hyper::Result<()>>) {
 
 /// Runs hyper's HTTP/2 tasks on this thread.
 #[derive(Clone, Copy, Debug)]
-struct LocalExecutor;
+pub(in crate::relay) struct LocalExecutor;
 
 impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {

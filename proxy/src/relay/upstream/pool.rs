@@ -23,7 +23,7 @@ use crate::tls::Negotiated;
 /// Idle connections per key and thread.
 const MAX_IDLE_PER_KEY: usize = 64;
 /// Requests at once on one HTTP/2 connection; the usual limit of servers.
-const MAX_STREAMS: usize = 100;
+pub(super) const MAX_STREAMS: usize = 100;
 /// How often idle connections are looked over, at least.
 const SWEEP: Duration = Duration::from_secs(15);
 
@@ -33,8 +33,11 @@ pub(in crate::relay) struct Key {
     /// Where the client is: its connections may be made there, and keep that namespace alive.
     pub(in crate::relay) network: NetworkId,
     pub(in crate::relay) name: Rc<str>,
-    /// The original destination of intercepted connections: each goes where its client meant to go.
+    /// The original destination of intercepted connections: each goes where its client meant to go. Absent where that is
+    /// not what is dialled.
     pub(in crate::relay) original: Option<SocketAddr>,
+    /// What servers were judged by when it was made: a connection outlives no change of that by another request.
+    pub(in crate::relay) trust: u64,
 }
 
 /// The idle connections of one thread.

@@ -22,6 +22,10 @@ use tokio::task::JoinSet;
 
 use crate::catalog::{Catalog, normalise};
 
+mod silent;
+
+use silent::Silent;
+
 /// Assumed for answers that carry no TTL: the hosts file and `getaddrinfo`.
 const DEFAULT_TTL: Duration = Duration::from_secs(60);
 /// A TTL of nothing must not mean a question per request.
@@ -142,13 +146,14 @@ impl Resolver {
     }
 
     /// Keeps the kernel's filter informed: every intake name of the catalogue and of the hosts file is asked for now and
-    /// again when its TTL is over (at least 30 s, at most 5 min), the hosts file at once when it changes. What is known
+    /// again when its TTL is over (at least 30 s, at most 5 min; one that does not exist less and less often), the hosts file at once when it changes. What is known
     /// without asking is told first, and each answer as it comes: a server that does not answer delays nobody else.
     pub async fn watch_intake(&self, catalog: &Catalog, tell: impl Fn(Intake)) {
         let mut due: HashMap<String, Instant> = HashMap::new();
         let mut hosts_stamp = None;
+        let mut silent = Silent::default();
         let mut waiting = VecDeque::new();
-        let mut asking = JoinSet::new();
+        let mut asking: JoinSet<(String, Result<Answer, ResolveError>)> = JoinSet::new();
         let mut look = tokio::time::interval(WATCH_FILES);
         let mut first_round = Some(Box::pin(tokio::time::sleep(FIRST_ROUND)));
         loop {
@@ -182,12 +187,15 @@ impl Resolver {
                 Some(asked) = asking.join_next() => match asked {
                     Ok((name, Ok(Answer { ips, ttl, .. }))) => {
                         let ttl = ttl.clamp(WATCH_MIN, WATCH_MAX);
-                        due.insert(name, Instant::now() + ttl);
+                        let now = Instant::now();
+                        silent.answered(&name, now);
+                        due.insert(name, now + ttl);
                         tell(Intake::Addresses(ips.into_iter().map(|ip| (ip, ttl)).collect()));
                     }
                     Ok((name, Err(error))) => {
                         tracing::debug!(%name, %error, "intake name does not resolve");
-                        due.insert(name, Instant::now() + WATCH_MIN);
+                        let now = Instant::now();
+                        due.insert(name.clone(), now + silent.failed(name, now));
                     }
                     Err(error) => tracing::warn!(%error, "a lookup ended abnormally"),
                 },

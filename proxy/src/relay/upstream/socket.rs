@@ -1,6 +1,7 @@
 //! The TCP socket below an upstream connection: read and written by one task, looked at by the pool and by retries.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
@@ -14,6 +15,9 @@ use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+
+use super::connect::HandshakeFailure;
+use crate::tls::{ClientStream, HandshakeError};
 
 /// How long a reset may come behind the peer's end, on the rare way of a reused connection that ended without an answer.
 /// Both are sent at the same moment: this bounds reordering and a busy machine, not a round trip.
@@ -33,9 +37,18 @@ pub(super) struct Watch {
     ended: Cell<bool>,
     /// Bytes that the peer's kernel had confirmed at [`Watch::mark`]; `None` when that is not known.
     confirmed: Cell<Option<u64>>,
+    /// The peer is an outbound proxy, which hands bytes on: that it resets says nothing about who got them.
+    relayed: Cell<bool>,
+    /// The TLS alert with which the peer ended the session after its handshake.
+    alert: RefCell<Option<HandshakeFailure>>,
 }
 
 impl Watch {
+    /// Why the peer ended the session, when it said so by an alert.
+    pub(super) fn alert(&self) -> Option<HandshakeFailure> {
+        self.alert.borrow().clone()
+    }
+
     /// True for an idle HTTP/1 connection on which nothing happened: open, and no byte waiting.
     pub(super) fn is_quiet(&self) -> bool {
         matches!(self.peek(), Err(Errno::EAGAIN))
@@ -60,12 +73,13 @@ impl Watch {
     }
 
     /// True when the peer cannot have acted on what was sent since [`Watch::mark`]: it answered nothing, and either
-    /// reset the connection (the kernel does so when it discards what nobody read) or confirmed no byte of it.
+    /// reset the connection (the kernel does so when it discards what nobody read) or confirmed no byte of it. Behind an
+    /// outbound proxy only the latter counts.
     pub(super) fn cannot_have_processed(&self) -> bool {
         if self.answered.get() {
             return false;
         }
-        if self.reset.get() {
+        if self.reset.get() && !self.relayed.get() {
             return true;
         }
         match (self.confirmed.get(), bytes_confirmed(&self.stream.borrow())) {
@@ -91,6 +105,11 @@ impl Watch {
         true
     }
 
+    /// From now on the peer hands on what it gets.
+    pub(super) fn set_relayed(&self) {
+        self.relayed.set(true);
+    }
+
     fn peek(&self) -> Result<usize, Errno> {
         let stream = self.stream.borrow();
         recv(
@@ -102,10 +121,7 @@ impl Watch {
 
     fn note<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(error)) = &result
-            && matches!(
-                error.kind(),
-                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
-            )
+            && is_end(error)
         {
             self.reset.set(true);
         }
@@ -113,9 +129,16 @@ impl Watch {
     }
 }
 
-/// The socket as TLS sees it.
+/// The socket as TLS with the intake sees it.
 #[derive(Debug)]
-pub struct Socket(Rc<Watch>);
+pub struct Socket(Way);
+
+enum Way {
+    /// TCP, to the intake or to an outbound proxy.
+    Tcp(Rc<Watch>),
+    /// A TLS session with an outbound proxy, on such a socket.
+    Sealed(Box<ClientStream<Socket>>),
+}
 
 impl Socket {
     pub(super) fn new(stream: TcpStream) -> (Self, Rc<Watch>) {
@@ -125,63 +148,154 @@ impl Socket {
             answered: Cell::new(false),
             ended: Cell::new(false),
             confirmed: Cell::new(None),
+            relayed: Cell::new(false),
+            alert: RefCell::default(),
         });
-        (Self(Rc::clone(&watch)), watch)
+        (Self(Way::Tcp(Rc::clone(&watch))), watch)
+    }
+
+    /// What goes through a session with an outbound proxy.
+    pub(super) fn sealed(session: ClientStream<Self>) -> Self {
+        Self(Way::Sealed(Box::new(session)))
+    }
+}
+
+impl fmt::Debug for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(watch) => watch.fmt(f),
+            Self::Sealed(_) => f.write_str("a session with the outbound proxy"),
+        }
     }
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_read(cx, buf);
-        self.0.note(result)
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Way::Tcp(watch) => {
+                let result = Pin::new(&mut *watch.stream.borrow_mut()).poll_read(cx, buf);
+                watch.note(result)
+            }
+            Way::Sealed(session) => Pin::new(session).poll_read(cx, buf),
+        }
     }
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.0.ended.get() {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.0 {
+            Way::Tcp(watch) if watch.ended.get() => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            Way::Tcp(watch) => {
+                let result = Pin::new(&mut *watch.stream.borrow_mut()).poll_write(cx, bytes);
+                watch.note(result)
+            }
+            Way::Sealed(session) => Pin::new(session).poll_write(cx, bytes),
         }
-        let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_write(cx, bytes);
-        self.0.note(result)
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.0.ended.get() {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        match &mut self.0 {
+            Way::Tcp(watch) if watch.ended.get() => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            Way::Tcp(watch) => {
+                let result = Pin::new(&mut *watch.stream.borrow_mut()).poll_write_vectored(cx, slices);
+                watch.note(result)
+            }
+            Way::Sealed(session) => Pin::new(session).poll_write_vectored(cx, slices),
         }
-        let result = Pin::new(&mut *self.0.stream.borrow_mut()).poll_write_vectored(cx, slices);
-        self.0.note(result)
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        match &self.0 {
+            Way::Tcp(_) => true,
+            Way::Sealed(session) => session.is_write_vectored(),
+        }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.stream.borrow_mut()).poll_flush(cx)
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Way::Tcp(watch) => Pin::new(&mut *watch.stream.borrow_mut()).poll_flush(cx),
+            Way::Sealed(session) => Pin::new(session).poll_flush(cx),
+        }
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.stream.borrow_mut()).poll_shutdown(cx)
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Way::Tcp(watch) => Pin::new(&mut *watch.stream.borrow_mut()).poll_shutdown(cx),
+            Way::Sealed(session) => Pin::new(session).poll_shutdown(cx),
+        }
     }
 }
 
 /// The decrypted stream as hyper sees it: notes when an answer begins, and sends nothing after the peer's end.
+///
+/// A write that meets the peer's end is told only when what the peer said before is read: hyper gives a connection up when
+/// a write fails, and the alert with which a server refuses our certificate would stay unread.
 #[derive(Debug)]
 pub(super) struct Noted<S> {
     stream: S,
     watch: Rc<Watch>,
+    /// Whom the session is with.
+    name: Rc<str>,
+    /// The write that failed, until everything is read.
+    failed: Option<io::Error>,
 }
 
 impl<S> Noted<S> {
-    pub(super) fn new(stream: S, watch: Rc<Watch>) -> Self {
-        Self { stream, watch }
+    pub(super) fn new(stream: S, watch: Rc<Watch>, name: Rc<str>) -> Self {
+        Self {
+            stream,
+            watch,
+            name,
+            failed: None,
+        }
     }
+}
+
+impl<S: AsyncRead + Unpin> Noted<S> {
+    /// What becomes of a write, or of the failed one before it.
+    fn after_write<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match result {
+            Poll::Ready(Err(error)) if !self.watch.ended.get() && is_end(&error) => {
+                self.failed = Some(error);
+                self.read_rest(cx).map(Err)
+            }
+            result => result,
+        }
+    }
+
+    /// Reads to the end. It cannot wait for long: the kernel has told that the peer is gone.
+    fn read_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let mut scratch = [0; 4096];
+        loop {
+            let mut buf = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut *self).poll_read(cx, &mut buf) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
+                Poll::Ready(_) => break,
+            }
+        }
+        Poll::Ready(
+            self.failed
+                .take()
+                .unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()),
+        )
+    }
+}
+
+/// True for what the kernel says of a connection that the peer has ended.
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
@@ -192,6 +306,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Poll::Ready(Err(error)) = &result
+            && let Some(alert) = HandshakeError::late_alert(&self.name, error)
+        {
+            // Kept where the request finds it: HTTP/2 keeps only the words of an error.
+            *self.watch.alert.borrow_mut() = Some(alert.into());
+        }
         if buf.filled().len() > before {
             self.watch.answered.set(true);
         } else if result.is_ready() && buf.remaining() > 0 {
@@ -202,9 +322,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Noted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        if self.failed.is_some() {
+            return self.read_rest(cx).map(Err);
+        }
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.after_write(cx, result)
     }
 
     fn poll_write_vectored(
@@ -212,7 +336,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        if self.failed.is_some() {
+            return self.read_rest(cx).map(Err);
+        }
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.after_write(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -220,7 +348,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        if self.failed.is_some() {
+            return self.read_rest(cx).map(Err);
+        }
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        self.after_write(cx, result)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -270,60 +402,4 @@ fn bytes_confirmed(stream: &TcpStream) -> Option<Confirmed> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    async fn pair() -> (TcpStream, Socket, Rc<Watch>) {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (socket, watch) = Socket::new(stream);
-        (listener.accept().await.unwrap().0, socket, watch)
-    }
-
-    #[tokio::test]
-    async fn a_quiet_socket_is_told_from_a_closed_or_talking_one() {
-        let (mut peer, _socket, watch) = pair().await;
-        assert!(watch.is_quiet() && watch.is_open());
-        peer.write_all(b"x").await.unwrap();
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        assert!(!watch.is_quiet() && watch.is_open());
-
-        let (peer, _socket, watch) = pair().await;
-        drop(peer);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        assert!(!watch.is_quiet() && !watch.is_open());
-    }
-
-    #[tokio::test]
-    async fn confirmed_bytes_tell_whether_the_peer_got_anything() {
-        let (mut peer, mut socket, watch) = pair().await;
-        watch.mark();
-        assert!(watch.cannot_have_processed(), "nothing was sent");
-        socket.write_all(b"hello").await.unwrap();
-        peer.read_exact(&mut [0; 5]).await.unwrap();
-        peer.write_all(b"!").await.unwrap();
-        socket.read_exact(&mut [0; 1]).await.unwrap();
-        assert!(!watch.cannot_have_processed(), "the peer confirmed what it got");
-    }
-
-    /// The peer says goodbye in order, and only then does its kernel find the request that nobody read.
-    #[tokio::test]
-    async fn a_request_that_meets_the_peers_end_is_told_from_one_that_was_read() {
-        for read in [false, true] {
-            let (mut peer, mut socket, watch) = pair().await;
-            watch.mark();
-            socket.write_all(b"a request").await.unwrap();
-            if read {
-                peer.read_exact(&mut [0; 9]).await.unwrap();
-            }
-            peer.shutdown().await.unwrap();
-            assert_eq!(socket.read(&mut [0; 8]).await.unwrap(), 0);
-            tokio::spawn(async move {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                drop(peer);
-            });
-            assert_eq!(watch.has_not_processed().await, !read, "read: {read}");
-        }
-    }
-}
+mod tests;
