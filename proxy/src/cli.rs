@@ -1,5 +1,6 @@
 //! The command line: one verb a file, documented exit codes.
 
+pub mod ca;
 pub mod check;
 pub mod doctor;
 pub mod intercept;
@@ -110,6 +111,8 @@ enum Verb {
     Doctor(doctor::DoctorArgs),
     /// Switch interception of the running proxy, or show it
     Intercept(intercept::InterceptArgs),
+    /// The local authority, by which Agents that speak HTTPS trust us
+    Ca(ca::CaArgs),
     /// Version, crypto module and certificate
     Version(version::VersionArgs),
     /// Remove every hook, pin and map that was left in the kernel
@@ -138,6 +141,7 @@ pub fn main() -> Exit {
         Verb::Status(args) => status::run(&args, &inputs),
         Verb::Doctor(args) => doctor::run(&args, &inputs),
         Verb::Intercept(args) => intercept::run(&args, &inputs),
+        Verb::Ca(args) => ca::run(&args, &inputs),
         Verb::Version(args) => version::run(&args),
         Verb::Uninstall => uninstall::run(),
         Verb::Reference(args) => reference::run(&args),

@@ -10,17 +10,25 @@
 //! 5. [`tls`] is the only place that names rustls or the crypto module.
 //! 6. [`observe`] tells the world: logs, metrics, status, redaction.
 //! 7. [`kubernetes`] asks the API server which pods of this node are Agents.
-//! 8. [`cli`] is one verb a file.
+//! 8. [`trust`] makes clients of this host trust the local authority, and knows who does.
+//! 9. [`cli`] is one verb a file.
+//!
+//! [`address`] says which addresses may be dialled, [`secret`] reads files that nobody else may read, [`process`] knows the
+//! names of processes.
 
 // They panic when the reader has gone: `cli::output` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod address;
 pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod intercept;
 pub mod kubernetes;
 pub mod observe;
+pub mod process;
 pub mod relay;
+pub mod secret;
 pub mod supervise;
 pub mod tls;
+pub mod trust;

@@ -1,8 +1,9 @@
 //! The worker's work: one connection's way from accept to its record.
 //!
 //! The way, function by function: [`serve`] starts `accept::listen` per listener; `accept::connection` finds out where
-//! the client meant to go (`origin`), what it speaks (`classify`) and what that means (`decide`, which does no I/O);
-//! then `http::serve` terminates, `tunnel::run` leaves alone, or the connection is refused. A terminated request goes
+//! the client meant to go (`origin`); `intercepted::run` what it speaks (`classify`) and what that means (`decide`, which
+//! does no I/O); then `http::serve` terminates, `passthrough::run` lets an Agent's own TLS through under the policy,
+//! `tunnel::run` leaves alone, or the connection is refused. A terminated request goes
 //! through `upstream::send` (target, resolve, pool, connect, retry). Whatever happens, [`outcome`] gets exactly one record.
 //!
 //! Everything here runs on one thread: a `current_thread` runtime inside a `LocalSet`. A connection, its upstream
@@ -26,17 +27,20 @@ mod accept;
 mod classify;
 mod decide;
 mod http;
+mod intercepted;
 pub mod network;
 mod origin;
 pub mod outcome;
+mod passthrough;
 mod timer;
 mod tunnel;
 pub mod upstream;
 
 use network::{NetworkId, Sockets, Taken};
-pub use origin::kernel_original_dst;
-use outcome::{ConnectionRecord, RequestRecord, Via};
+pub use origin::{kernel_original_dst, kernel_peer, kernel_peer_process};
+use outcome::{ClientTls, ConnectionRecord, Process, RequestRecord, Said, TlsClient, Via};
 use upstream::connect::Handshake;
+use upstream::outbound::Outbound;
 use upstream::resolve::Resolver;
 
 /// What a listener is for.
@@ -107,6 +111,9 @@ pub enum Change {
 /// Finds the original destination of a connection that the cgroup programs brought; [`kernel_original_dst`] outside tests.
 pub type OriginLookup = Arc<dyn Fn(&TcpStream) -> std::io::Result<SocketAddr> + Send + Sync>;
 
+/// Finds the process that an intercepted connection came from; [`kernel_peer`] outside tests.
+pub type PeerLookup = Arc<dyn Fn(&TcpStream) -> Option<Process> + Send + Sync>;
+
 /// What all data threads share. `H` is TLS towards the intake: [`tls::Client`], or a fake one in tests.
 pub struct Shared<H = tls::Client> {
     /// What we were told to do.
@@ -115,6 +122,8 @@ pub struct Shared<H = tls::Client> {
     pub catalog: Arc<Catalog>,
     /// TLS towards the intake.
     pub tls: H,
+    /// The outbound proxy, if the site has one.
+    pub outbound: Option<Arc<Outbound>>,
     /// Names to addresses.
     pub resolver: Arc<Resolver>,
     /// Where records go.
@@ -123,8 +132,42 @@ pub struct Shared<H = tls::Client> {
     pub slots: Arc<Slots>,
     /// Asks for the original destination of an intercepted connection.
     pub origin: OriginLookup,
+    /// Asks which process an intercepted connection came from.
+    pub peer: PeerLookup,
     /// Sockets of Agent pods' namespaces.
     pub sockets: Arc<dyn Sockets>,
+    /// What is done with intercepted Agents that speak HTTPS.
+    pub https: HttpsHandling,
+}
+
+/// What is done with the TLS of an intercepted Agent that asks for an intake name.
+#[derive(Clone, Debug)]
+pub enum HttpsHandling {
+    /// It ends here: this makes the sessions.
+    Terminate(tls::Server),
+    /// It is passed through, read, and held to the policy.
+    Passthrough,
+    /// It is answered with an alert.
+    Refuse,
+}
+
+impl HttpsHandling {
+    /// Its name in `status`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Terminate(_) => "terminate",
+            Self::Passthrough => "passthrough",
+            Self::Refuse => "refuse",
+        }
+    }
+
+    fn mode(&self) -> decide::Https {
+        match self {
+            Self::Terminate(_) => decide::Https::Terminate,
+            Self::Passthrough => decide::Https::Passthrough,
+            Self::Refuse => decide::Https::Refuse,
+        }
+    }
 }
 
 /// Takes the records of the data path. Called on the data threads, once per request or connection: it must not block.
@@ -137,6 +180,14 @@ pub trait Recorder: Send + Sync {
     fn connection_opened(&self, via: Via);
     /// A TLS session with an intake was made.
     fn upstream_connected(&self, tls: &Negotiated);
+    /// A TLS session of an Agent was made: with us, or its own with the intake, read in passing.
+    fn client_tls(&self, client: &TlsClient, tls: &ClientTls);
+    /// A TLS session of an Agent with us was not made; one of [`tls::server::REASONS`].
+    fn client_tls_failed(&self, reason: &'static str);
+    /// A client has made a session with us and uses it.
+    fn client_trusts(&self, client: &TlsClient);
+    /// A client does not trust us, or may not.
+    fn client_distrusts(&self, client: &TlsClient, said: &Said);
 }
 
 /// Counts client connections against `limits.max_connections`.

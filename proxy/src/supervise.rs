@@ -8,10 +8,12 @@
 //! - [`process`]: starting a worker and knowing when it ended.
 //! - [`worker`]: what the child does; [`privileges`]: what it gives up first; [`broker`]: how its data threads get sockets
 //!   of Agent pods' namespaces.
+//! - [`authority`]: the key of the local authority, opened by the master and read by the worker.
 //! - [`admin`]: the socket that `status` and `intercept on|off` speak to.
 //! - [`notify`]: the service manager.
 
 pub mod admin;
+pub mod authority;
 pub mod broker;
 pub mod channel;
 pub mod interception;

@@ -17,6 +17,8 @@ mod intercept;
 mod lifecycle;
 #[path = "relay/networks.rs"]
 mod networks;
+#[path = "relay/outbound.rs"]
+mod outbound;
 #[path = "relay/secrets.rs"]
 mod secrets;
 #[path = "relay/smuggling.rs"]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use agent_fips_proxy::config::{Config, PodsApi};
 use agent_fips_proxy::relay::network::{NetworkId, Taken};
+use agent_fips_proxy::supervise::authority::Passing;
 use agent_fips_proxy::supervise::channel::{Channel, Frame, Receiver, Sender};
 use agent_fips_proxy::supervise::protocol::{FromWorker, MasterStatus, Passed, Purpose, Setup, ToWorker};
 
@@ -35,6 +36,7 @@ impl Worker {
         let setup = Setup {
             config,
             listeners: Vec::new(),
+            authority: Passing::default(),
             master: MasterStatus::default(),
         };
         tx.send(&setup).await.unwrap();

@@ -7,11 +7,15 @@ use serde::{Deserialize, Serialize};
 use super::{Exit, InputArgs};
 use crate::cli::output::{complain, say};
 use crate::config::Config;
+use crate::observe::distrust::{ago, cure};
+use crate::relay::network::NetworkId;
 use crate::supervise::admin::{self, Answer, Request};
 use crate::supervise::protocol::{
-    InterceptionStatus, ListenerStatus, MasterStatus, ProductStatus, UpstreamTlsStatus, WorkerStatus,
+    ClientTlsStatus, HttpsStatus, InterceptionStatus, ListenerStatus, MasterStatus, ProductStatus,
+    UpstreamSessionStatus, UpstreamTlsStatus, WorkerStatus,
 };
-use crate::tls::{ModuleStatus, RootsStatus};
+use crate::tls::ca::{AuthoritiesStatus, Role};
+use crate::tls::{ModuleStatus, RootsStatus, TrustStatus};
 
 /// `status`
 #[derive(clap::Args)]
@@ -34,12 +38,25 @@ pub struct Report {
     worker: Option<Process>,
     module: Option<ModuleStatus>,
     roots: Option<RootsStatus>,
+    /// The local authority that signs for Agents that speak HTTPS.
+    #[serde(default)]
+    authority: Option<AuthoritiesStatus>,
+    /// Why the one that is there may not sign.
+    #[serde(default)]
+    authority_problem: Option<String>,
     tls_policy: String,
+    /// Intercepted Agents that speak HTTPS; absent while no worker answers.
+    #[serde(default)]
+    https: Option<HttpsStatus>,
     interception: InterceptionStatus,
     listeners: Vec<ListenerStatus>,
     connections: u64,
     products: Vec<ProductStatus>,
     upstream_tls: Vec<UpstreamTlsStatus>,
+    upstream_sessions: Vec<UpstreamSessionStatus>,
+    /// Absent while no worker answers.
+    trust: Option<TrustStatus>,
+    outbound_proxy: Option<String>,
     worker_restarts: u64,
 }
 
@@ -70,12 +87,18 @@ impl Report {
             worker: None,
             module: None,
             roots: None,
+            authority: None,
+            authority_problem: None,
             tls_policy: format!("{:?}", config.upstream.tls_policy).to_ascii_lowercase(),
+            https: None,
             interception: master.interception,
             listeners: master.listeners,
             connections: 0,
             products: Vec::new(),
             upstream_tls: Vec::new(),
+            upstream_sessions: Vec::new(),
+            trust: None,
+            outbound_proxy: None,
             worker_restarts: master.worker_restarts,
         };
         if let Some(worker) = worker {
@@ -85,9 +108,15 @@ impl Report {
             });
             report.module = Some(worker.module);
             report.roots = Some(worker.roots);
+            report.authority = worker.authority;
+            report.authority_problem = worker.authority_problem;
+            report.https = Some(worker.https);
             report.connections = worker.connections;
             report.products = worker.products;
             report.upstream_tls = worker.upstream_tls;
+            report.upstream_sessions = worker.upstream_sessions;
+            report.trust = Some(worker.trust);
+            report.outbound_proxy = worker.outbound_proxy;
         }
         report
     }
@@ -149,6 +178,30 @@ pub(super) fn unreachable(socket: &Path, error: &std::io::Error) -> Exit {
     }
 }
 
+fn print_authority(report: &Report) {
+    if let Some(problem) = &report.authority_problem {
+        say!("local authority  NOT USED: {problem}");
+    }
+    let Some(status) = &report.authority else { return };
+    let next = status
+        .next
+        .as_ref()
+        .map_or_else(String::new, |next| format!("; next {}, published", next.id()));
+    let signing = match status.signing {
+        Some(Role::Next) => "; the next one signs",
+        Some(Role::Current | Role::Supplied) => "",
+        None => "; NOTHING CAN BE SIGNED",
+    };
+    say!(
+        "local authority  {}, until {}{next}{signing}",
+        status.current.id(),
+        status.current.ends()
+    );
+    if let Some(warning) = &status.warning {
+        say!("                 WARNING: {warning}");
+    }
+}
+
 fn print(report: &Report) {
     say!("agent-fips-proxy {}, site {}", report.version, report.site);
     if report.ready {
@@ -160,6 +213,8 @@ fn print(report: &Report) {
         say!("{module}");
     }
     say!("TLS policy       {}", report.tls_policy);
+    print_authority(report);
+    print_trust(report);
     say!("master           pid {}", report.master.pid);
     if let Some(worker) = &report.worker {
         let up = worker.uptime_seconds.unwrap_or_default();
@@ -171,6 +226,9 @@ fn print(report: &Report) {
     }
     say!("connections      {}", report.connections);
     print_interception(&report.interception);
+    if let Some(https) = report.https.as_ref().filter(|_| report.interception.enabled) {
+        print_https(https, &report.interception);
+    }
     say!("\nlisteners");
     for listener in &report.listeners {
         let state = listener.error.as_deref().unwrap_or("bound");
@@ -194,6 +252,26 @@ fn print(report: &Report) {
             );
         }
     }
+    if !report.upstream_sessions.is_empty() {
+        say!("\nsessions with intakes");
+        for session in &report.upstream_sessions {
+            let way = session.proxy.as_ref();
+            say!(
+                "  {}{}{}: {}",
+                way.map_or("directly".to_owned(), |proxy| format!("through {proxy}")),
+                session
+                    .pin
+                    .as_ref()
+                    .map_or(String::new(), |pin| format!(", pin {pin}")),
+                if session.client_certificate {
+                    ", client certificate presented"
+                } else {
+                    ""
+                },
+                session.sessions
+            );
+        }
+    }
     if !report.upstream_tls.is_empty() {
         say!("\nTLS towards intakes");
         for tls in &report.upstream_tls {
@@ -205,6 +283,94 @@ fn print(report: &Report) {
                 tls.handshakes
             );
         }
+    }
+}
+
+/// Whose network it is: the Agents that live in it.
+fn whose(network: NetworkId, interception: &InterceptionStatus) -> String {
+    let Some(kernel) = &interception.kernel else {
+        return format!("network {network}");
+    };
+    let Some(served) = kernel.networks.iter().find(|served| served.id == network.0) else {
+        return format!("network {network}, which is gone");
+    };
+    let agents: Vec<String> = kernel
+        .agents
+        .iter()
+        .filter(|agent| agent.namespaces.contains(&served.name))
+        .map(|agent| agent.selector.to_string())
+        .collect();
+    if agents.is_empty() {
+        served.name.clone()
+    } else {
+        agents.join(", ")
+    }
+}
+
+fn print_https(https: &HttpsStatus, interception: &InterceptionStatus) {
+    say!("  https          {}", https.handling);
+    for client in &https.distrusting {
+        let process = client.process.as_ref().map(ToString::to_string);
+        let who = match (process, client.network.is_host()) {
+            (Some(process), true) => process,
+            (Some(process), false) => format!("{process} of {}", whose(client.network, interception)),
+            (None, true) => "an unknown process".to_owned(),
+            (None, false) => format!("a client of {}", whose(client.network, interception)),
+        };
+        say!(
+            "  DISTRUSTS US   {who}, asking for {}: {}; {} handshakes, the last {}",
+            client.name,
+            client.said,
+            client.handshakes,
+            ago(client.seconds_ago)
+        );
+        say!("                 {}", cure(&client.name, client.process.as_ref()));
+    }
+    if https.sessions.is_empty() {
+        return;
+    }
+    say!("\nTLS of Agents (`terminate`: with us; `passthrough`: their own cryptography)");
+    for ClientTlsStatus { tls, sessions } in &https.sessions {
+        let below = tls
+            .below
+            .as_ref()
+            .map_or(String::new(), |below| format!(", BELOW THE POLICY ({below})"));
+        say!(
+            "  {} {} {} {}{below}: {sessions} sessions",
+            tls.decision,
+            tls.version,
+            tls.suite,
+            tls.group.as_deref().unwrap_or("-")
+        );
+    }
+}
+
+fn print_trust(report: &Report) {
+    if let Some(proxy) = &report.outbound_proxy {
+        say!("outbound proxy   {proxy}");
+    }
+    let Some(trust) = &report.trust else { return };
+    if let Some(crls) = &trust.crls {
+        say!(
+            "revocation       {} lists in {}, the first expires {}",
+            crls.count,
+            crls.folder.display(),
+            crls.next_update.as_deref().unwrap_or("-")
+        );
+    }
+    for pin in &trust.pins {
+        say!("pin              {pin}");
+    }
+    if let Some(certificate) = &trust.client_certificate {
+        say!(
+            "client cert.     {}, SHA-256 {}, ends {}",
+            certificate.file.display(),
+            certificate.sha256,
+            certificate.not_after
+        );
+    }
+    for alarm in &trust.alarms {
+        say!("ALARM            {alarm}");
     }
 }
 

@@ -1,7 +1,11 @@
 //! What is counted. Recording a request is a handful of relaxed atomic additions: every combination of labels has its
 //! place in an array, found by index; names are put to them when somebody reads.
 
+mod authority;
+mod client_tls;
 mod kernel;
+mod requests;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -18,9 +22,13 @@ use prometheus_client::registry::Registry;
 use crate::catalog::{Product, TABLE};
 use crate::observe::access::AccessLog;
 use crate::relay::Recorder;
-use crate::relay::outcome::{ConnectionRecord, Outcome, RequestRecord, Via};
-use crate::supervise::protocol::{MasterStatus, ProductStatus, UpstreamTlsStatus};
-use crate::tls::{ModuleStatus, Negotiated};
+use crate::relay::outcome::{
+    ClientTls, ConnectionRecord, DECISIONS, Outcome, RequestRecord, Said, TlsClient, Via,
+};
+use crate::supervise::protocol::{MasterStatus, UpstreamTlsStatus};
+use crate::tls::ca::AuthoritiesStatus;
+use crate::tls::{ModuleStatus, Negotiated, TrustStatus};
+use client_tls::ClientTlsCounters;
 
 /// Upper bounds of the latency buckets, in seconds: from a request answered on the same host to the longest response
 /// time-out that makes sense.
@@ -42,7 +50,6 @@ const BUCKETS: [f64; 13] = [
 /// Status classes: none sent, 1xx to 5xx.
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 const VIAS: [Via; 3] = [Via::Explicit, Via::Cgroup, Via::Tc];
-const DECISIONS: [&str; 3] = ["terminate", "tunnel", "refuse"];
 /// One row a product, and one for names that belong to none.
 const PRODUCTS: usize = TABLE.len() + 1;
 const OUTCOMES: usize = Outcome::ALL.len();
@@ -63,6 +70,9 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
+/// Outbound proxy, pin, and whether our client certificate was presented.
+type SessionFacts = (Option<String>, Option<String>, bool);
+
 #[derive(Debug)]
 struct Counters {
     requests: Vec<AtomicU64>,
@@ -72,8 +82,12 @@ struct Counters {
     closed: [AtomicU64; VIAS.len()],
     retries: AtomicU64,
     handshakes: Mutex<BTreeMap<(String, String, String), u64>>,
+    sessions: Mutex<BTreeMap<SessionFacts, u64>>,
+    trust: RwLock<TrustStatus>,
     module: ModuleStatus,
     master: RwLock<MasterStatus>,
+    authority: RwLock<Option<AuthoritiesStatus>>,
+    client_tls: ClientTlsCounters,
 }
 
 #[derive(Debug, Default)]
@@ -96,8 +110,12 @@ impl Metrics {
             closed: Default::default(),
             retries: AtomicU64::new(0),
             handshakes: Mutex::default(),
+            sessions: Mutex::default(),
+            trust: RwLock::default(),
             module,
             master: RwLock::new(master),
+            authority: RwLock::default(),
+            client_tls: ClientTlsCounters::default(),
         });
         let mut registry = Registry::with_prefix("agent_fips_proxy");
         registry.register_collector(Box::new(Arc::clone(&counters)));
@@ -134,6 +152,24 @@ impl Metrics {
             .unwrap_or_else(PoisonError::into_inner) = status;
     }
 
+    /// The local authority, once it was loaded.
+    pub fn set_authority(&self, status: Option<AuthoritiesStatus>) {
+        *self
+            .counters
+            .authority
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    /// See [`Metrics::set_authority`].
+    pub fn authority(&self) -> Option<AuthoritiesStatus> {
+        self.counters
+            .authority
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     /// The module whose tests this worker passed.
     pub fn module(&self) -> &ModuleStatus {
         &self.counters.module
@@ -145,35 +181,6 @@ impl Metrics {
         // Closed first: an opening in between must not make the difference negative.
         let closed = sum(&self.counters.closed);
         sum(&self.counters.opened).saturating_sub(closed)
-    }
-
-    /// Products that were used.
-    pub fn products(&self) -> Vec<ProductStatus> {
-        let counters = &self.counters;
-        (0..PRODUCTS)
-            .filter_map(|product| {
-                let mut requests = BTreeMap::new();
-                for (outcome, label) in Outcome::ALL.iter().enumerate() {
-                    let mut sum = 0;
-                    for via in 0..VIAS.len() {
-                        for class in 0..CLASSES.len() {
-                            sum +=
-                                counters.requests[request_index(product, via, outcome, class)].load(Relaxed);
-                        }
-                    }
-                    if sum > 0 {
-                        requests.insert(label.label().to_owned(), sum);
-                    }
-                }
-                let row = &counters.products[product];
-                (!requests.is_empty()).then(|| ProductStatus {
-                    name: product_name(product).to_owned(),
-                    requests,
-                    bytes_up: row.bytes_up.load(Relaxed),
-                    bytes_down: row.bytes_down.load(Relaxed),
-                })
-            })
-            .collect()
     }
 
     /// Handshakes towards intakes by what they agreed on.
@@ -232,12 +239,36 @@ impl Recorder for Metrics {
         self.counters.opened[via_index(via)].fetch_add(1, Relaxed);
     }
 
+    fn client_tls(&self, _client: &TlsClient, tls: &ClientTls) {
+        self.counters.client_tls.made(tls);
+    }
+
+    fn client_tls_failed(&self, reason: &'static str) {
+        self.counters.client_tls.failed(reason);
+    }
+
+    fn client_trusts(&self, client: &TlsClient) {
+        self.counters.client_tls.trusts(client);
+    }
+
+    fn client_distrusts(&self, client: &TlsClient, said: &Said) {
+        self.counters.client_tls.distrusts(client, said);
+    }
+
     fn upstream_connected(&self, tls: &Negotiated) {
         let group = tls.group.clone().unwrap_or_else(|| "-".to_owned());
         let key = (tls.version.clone(), tls.suite.clone(), group);
         *self
             .counters
             .handshakes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(key)
+            .or_insert(0) += 1;
+        let key = (tls.proxy.clone(), tls.pin.clone(), tls.client_certificate);
+        *self
+            .counters
+            .sessions
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .entry(key)
@@ -250,7 +281,10 @@ impl Collector for Counters {
         let e = &mut encoder;
         self.encode_requests(e)?;
         self.encode_connections(e)?;
+        self.client_tls.encode(e)?;
         self.encode_upstream(e)?;
+        authority::encode(&self.authority, e)?;
+        self.encode_trust(e)?;
         self.encode_master(e)
     }
 }
@@ -258,70 +292,6 @@ impl Collector for Counters {
 type Encoded = Result<(), std::fmt::Error>;
 
 impl Counters {
-    fn encode_requests(&self, e: &mut DescriptorEncoder) -> Encoded {
-        let mut family = e.encode_descriptor(
-            "requests",
-            "Requests by product, way in, outcome and class of the status sent",
-            None,
-            MetricType::Counter,
-        )?;
-        for product in 0..PRODUCTS {
-            for (via_at, via) in VIAS.iter().enumerate() {
-                for (outcome_at, outcome) in Outcome::ALL.iter().enumerate() {
-                    for (class_at, class) in CLASSES.iter().enumerate() {
-                        let n =
-                            self.requests[request_index(product, via_at, outcome_at, class_at)].load(Relaxed);
-                        if n > 0 {
-                            let labels = [
-                                ("product", product_name(product)),
-                                ("via", via.label()),
-                                ("outcome", outcome.label()),
-                                ("status_class", class),
-                            ];
-                            encode_counter(&mut family, &labels, n)?;
-                        }
-                    }
-                }
-            }
-        }
-        let mut family = e.encode_descriptor("bytes", "Body bytes relayed", None, MetricType::Counter)?;
-        for (product, row) in self.used_products() {
-            for (direction, n) in [("up", &row.bytes_up), ("down", &row.bytes_down)] {
-                encode_counter(
-                    &mut family,
-                    &[("direction", direction), ("product", product)],
-                    n.load(Relaxed),
-                )?;
-            }
-        }
-        let mut family = e.encode_descriptor(
-            "request_duration_seconds",
-            "From the request head to the end of the response body",
-            None,
-            MetricType::Histogram,
-        )?;
-        for (product, row) in self.used_products() {
-            let buckets: Vec<(f64, u64)> = BUCKETS
-                .iter()
-                .zip(&row.buckets)
-                .map(|(bound, n)| (*bound, n.load(Relaxed)))
-                .collect();
-            let count = buckets.iter().map(|(_, n)| n).sum();
-            let sum = Duration::from_micros(row.micros.load(Relaxed)).as_secs_f64();
-            let labels = [("product", product)];
-            family
-                .encode_family(&labels)?
-                .encode_histogram::<NoLabels>(sum, count, &buckets, None)?;
-        }
-        let retries = self.retries.load(Relaxed);
-        encode_lone_counter(
-            e,
-            "upstream_retries",
-            "Upstream attempts beyond the first",
-            retries,
-        )
-    }
-
     fn encode_connections(&self, e: &mut DescriptorEncoder) -> Encoded {
         let mut family = e.encode_descriptor(
             "connections",
@@ -417,14 +387,6 @@ impl Counters {
             Some(kernel) => kernel::encode(kernel, e),
             None => Ok(()),
         }
-    }
-
-    fn used_products(&self) -> impl Iterator<Item = (&'static str, &ProductCounters)> {
-        self.products
-            .iter()
-            .enumerate()
-            .filter(|(_, row)| row.buckets.iter().any(|n| n.load(Relaxed) > 0))
-            .map(|(at, row)| (product_name(at), row))
     }
 }
 

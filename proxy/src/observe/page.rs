@@ -3,7 +3,9 @@
 use std::fmt::{Display, Write};
 
 use crate::catalog::TABLE;
+use crate::observe::distrust::cure;
 use crate::observe::http::Facts;
+use crate::supervise::protocol::ClientTlsStatus;
 
 const STYLE: &str = "
 :root{color-scheme:light dark}body{font:15px/1.45 system-ui,sans-serif;margin:1.5rem auto;max-width:70rem;padding:0 1rem}
@@ -47,6 +49,8 @@ fn write(page: &mut String, facts: &Facts) -> std::fmt::Result {
         module.certificate.as_deref().unwrap_or("none"),
     )?;
     row(page, "TLS policy", facts.tls_policy)?;
+    trust(page, facts)?;
+    authority(page, facts)?;
     row(
         page,
         "Worker up",
@@ -66,6 +70,7 @@ fn write(page: &mut String, facts: &Facts) -> std::fmt::Result {
     page.push_str("</dl>");
     products(page, facts)?;
     upstream_tls(page, facts)?;
+    client_tls(page, facts)?;
     if let Some(kernel) = &interception.kernel {
         page.push_str(
             "<h2>Agents</h2><div class=\"wide\"><table><tr><th>Agent</th><th>taken by</th><th>why</th></tr>",
@@ -160,6 +165,126 @@ fn upstream_tls(page: &mut String, facts: &Facts) -> std::fmt::Result {
         )?;
     }
     page.push_str("</table></div>");
+    Ok(())
+}
+
+/// The local authority; nothing where there is none.
+fn authority(page: &mut String, facts: &Facts) -> std::fmt::Result {
+    let Some(status) = facts.metrics.authority() else {
+        return Ok(());
+    };
+    let current = &status.current;
+    match &status.warning {
+        Some(warning) => row(
+            page,
+            "Local authority",
+            format_args!("{}: {warning}", current.id()),
+        ),
+        None => row(
+            page,
+            "Local authority",
+            format_args!("{}, until {}", current.id(), current.ends()),
+        ),
+    }
+}
+
+/// Sessions of Agents that speak HTTPS, and clients that do not trust us; nothing where there were none.
+fn client_tls(page: &mut String, facts: &Facts) -> std::fmt::Result {
+    let distrusting = facts.metrics.distrusting();
+    if !distrusting.is_empty() {
+        page.push_str(
+            "<h2>Clients that do not trust the local authority</h2><div class=\"wide\"><table><tr><th>client</th>\
+             <th>asks for</th><th>how</th><th class=\"n\">handshakes</th><th>what helps</th></tr>",
+        );
+        for client in distrusting {
+            let who = client
+                .process
+                .as_ref()
+                .map_or_else(|| format!("network {}", client.network), ToString::to_string);
+            write!(
+                page,
+                "<tr><td class=\"bad\">{}</td><td>{}</td><td>{}</td><td class=\"n\">{}</td><td>{}</td></tr>",
+                Html(who),
+                Html(&client.name),
+                Html(&client.said),
+                client.handshakes,
+                Html(cure(&client.name, client.process.as_ref()))
+            )?;
+        }
+        page.push_str("</table></div>");
+    }
+    let sessions = facts.metrics.client_tls();
+    if sessions.is_empty() {
+        return Ok(());
+    }
+    page.push_str(
+        "<h2>TLS of Agents</h2><div class=\"wide\"><table><tr><th>handling</th><th>version</th><th>suite</th><th>group</th>\
+         <th>policy</th><th class=\"n\">sessions</th></tr>",
+    );
+    for ClientTlsStatus { tls, sessions } in sessions {
+        let class = if tls.below.is_some() { " class=\"bad\"" } else { "" };
+        write!(
+            page,
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td{class}>{}</td><td class=\"n\">{sessions}</td></tr>",
+            Html(&tls.decision),
+            Html(&tls.version),
+            Html(&tls.suite),
+            Html(tls.group.as_deref().unwrap_or("-")),
+            Html(
+                tls.below
+                    .as_deref()
+                    .map_or("within".to_owned(), |below| format!("below: {below}"))
+            ),
+        )?;
+    }
+    page.push_str("</table></div>");
+    Ok(())
+}
+
+/// What servers are judged by beyond the roots, and the way to them; nothing where nothing is set.
+fn trust(page: &mut String, facts: &Facts) -> std::fmt::Result {
+    let trust = facts.metrics.trust();
+    if let Some(crls) = &trust.crls {
+        let next = crls.next_update.as_deref().unwrap_or("-");
+        row(
+            page,
+            "Revocation lists",
+            format_args!(
+                "{} in {}, the first expires {next}",
+                crls.count,
+                crls.folder.display()
+            ),
+        )?;
+    }
+    if !trust.pins.is_empty() {
+        row(page, "Pins", trust.pins.len())?;
+    }
+    if let Some(certificate) = &trust.client_certificate {
+        row(
+            page,
+            "Client certificate",
+            format_args!("SHA-256 {}, ends {}", certificate.sha256, certificate.not_after),
+        )?;
+    }
+    for session in facts.metrics.upstream_sessions() {
+        let way = session
+            .proxy
+            .map_or("directly".to_owned(), |proxy| format!("through {proxy}"));
+        let pin = session.pin.map_or(String::new(), |pin| format!(", pin {pin}"));
+        let certificate = if session.client_certificate {
+            ", client certificate presented"
+        } else {
+            ""
+        };
+        row(
+            page,
+            "Sessions",
+            format_args!("{} {way}{pin}{certificate}", session.sessions),
+        )?;
+    }
+    for alarm in &trust.alarms {
+        write!(page, "<dt>Alarm</dt><dd class=\"bad\">{}</dd>", Html(alarm))?;
+    }
     Ok(())
 }
 

@@ -14,19 +14,16 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::classify::{self, Class, First};
-use super::decide::{self, Decision};
-use super::http::{self, answer, head};
+use super::classify::Class;
+use super::http::{self, ClientIo, Session, answer};
+use super::intercepted;
 use super::network::{self, NetworkId};
-use super::origin::{self, ClientAddr, Origin, OriginalDst, canonical};
-use super::outcome::{ConnectionRecord, Outcome, Via};
-use super::tunnel;
+use super::origin::{self, ClientAddr, Origin, canonical};
+use super::outcome::{ConnectionRecord, Outcome, Said, Via};
 use super::upstream::connect::Handshake;
 use super::upstream::pool::Pool;
 use super::upstream::target::Targets;
 use super::{Listener, Recorder, Role, Shared, Slot, drained};
-use crate::catalog::normalise;
-use crate::observe::redact;
 
 /// After an accept error that does not go away by itself (EMFILE, ENOMEM).
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
@@ -182,6 +179,15 @@ struct Incoming {
     slot: Slot,
 }
 
+/// A connection on its way: all that is known of it, and its record.
+pub(super) struct Accepted<H> {
+    pub(super) thread: Rc<Thread<H>>,
+    pub(super) role: Role,
+    pub(super) client: ClientAddr,
+    pub(super) drain: watch::Receiver<bool>,
+    pub(super) recording: Recording,
+}
+
 /// One connection, from accept to record.
 async fn connection<H: Handshake>(thread: Rc<Thread<H>>, incoming: Incoming, drain: watch::Receiver<bool>) {
     let Incoming {
@@ -193,165 +199,76 @@ async fn connection<H: Handshake>(thread: Rc<Thread<H>>, incoming: Incoming, dra
     } = incoming;
     let via = role.via();
     thread.shared.recorder.connection_opened(via);
-    let mut recording = Recording::new(Arc::clone(&thread.shared.recorder), via, client);
+    let recording = Recording::new(Arc::clone(&thread.shared.recorder), via, client);
+    let mut accepted = Accepted {
+        thread,
+        role,
+        client,
+        drain,
+        recording,
+    };
     if let Err(error) = stream.set_nodelay(true) {
         // The client is gone already; what follows will say so.
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
-    let origin = match origin::find(role, bound, &stream, &thread.shared.origin) {
+    let origin = match origin::find(role, bound, &stream, &accepted.thread.shared.origin) {
         Ok(origin) => origin,
-        Err(error) => return recording.end(Outcome::NoOrigin, Some(error.to_string())),
+        Err(error) => return accepted.recording.end(Outcome::NoOrigin, Some(error.to_string())),
     };
     tracing::trace!(client = %client.0, via = via.label(), original_dst = ?origin.original(), "accepted");
     match origin {
         Origin::Explicit { .. } => {
-            recording.record.class = Some(Class::Http1.name());
-            terminate(thread, role, client, origin, stream, Vec::new(), drain, recording).await;
+            accepted.recording.record.class = Some(Class::Http1.name());
+            accepted
+                .terminate(origin, Session::clear(stream, Vec::new()))
+                .await;
         }
-        Origin::Intercepted(original) => {
-            recording.record.original_dst = Some(original.0);
-            intercepted(thread, role, client, original, stream, drain, recording).await;
-        }
+        Origin::Intercepted(original) => intercepted::run(accepted, original, stream).await,
     }
 }
 
-async fn intercepted<H: Handshake>(
-    thread: Rc<Thread<H>>,
-    role: Role,
-    client: ClientAddr,
-    original: OriginalDst,
-    mut stream: TcpStream,
-    drain: watch::Receiver<bool>,
-    mut recording: Recording,
-) {
-    let limits = &thread.shared.config.limits;
-    let network = role.network();
-    if thread.is_own(network, original.0) {
-        return recording.end(
-            Outcome::NoOrigin,
-            Some("the original destination is our own listener".to_owned()),
-        );
-    }
-    // Who speaks first? A protocol in which the server does must not wait for us.
-    let mut dialled = None;
-    if timeout(classify::SILENCE, tunnel::spoke(&stream)).await.is_err() {
-        match tunnel::first_word(&thread.shared, network, &stream, original).await {
-            tunnel::FirstWord::Client(server) => dialled = server,
-            tunnel::FirstWord::Server(server) => {
-                recording.record.class = Some(Class::Silent.name());
-                recording.record.decision = "tunnel";
-                return tunnelled(stream, server, Vec::new(), limits.idle_timeout, recording).await;
-            }
-            tunnel::FirstWord::Nobody => return recording.end(Outcome::Ok, None),
-        }
-    }
-    let First { class, bytes } =
-        match classify::read(&mut stream, limits.max_header_bytes, limits.header_timeout).await {
-            Ok(first) => first,
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                return recording.end(Outcome::ClientTimeout, Some(error.to_string()));
-            }
-            // A health check: connected, said nothing, left.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return recording.end(Outcome::Ok, None);
-            }
-            Err(error) => return recording.end(Outcome::ClientAborted, Some(error.to_string())),
-        };
-    recording.record.class = Some(class.name());
-    let decision = match first_host(class, &bytes) {
-        Ok(host) => {
-            let decision = decide::connection(class, host, &thread.shared.catalog);
-            // A refused Host may carry user-info: it is not recorded.
-            if !matches!(decision, Decision::Refuse(_)) {
-                recording.record.name = host.map(|host| redact::text(&normalise(host)).into_owned());
-            }
-            decision
-        }
-        // The guard refuses it with the reason, and writes the answer.
-        Err(_) => Decision::Terminate,
-    };
-    tracing::trace!(client = %client.0, class = class.name(), ?decision, "decided");
-    match decision {
-        Decision::Terminate => {
-            drop(dialled);
-            let origin = Origin::Intercepted(original);
-            terminate(thread, role, client, origin, stream, bytes, drain, recording).await;
-        }
-        Decision::Refuse(refusal) => {
+impl<H: Handshake> Accepted<H> {
+    /// Serves HTTP on it to its end.
+    pub(super) async fn terminate<IO: ClientIo>(self, origin: Origin, session: Session<IO>) {
+        let Self {
+            thread,
+            role,
+            client,
+            drain,
+            mut recording,
+        } = self;
+        recording.record.decision = "terminate";
+        let asking = session.asking().cloned();
+        let recorder = Arc::clone(&thread.shared.recorder);
+        let (prompt, draining) = (thread.shared.config.limits.header_timeout, drain.clone());
+        // Boxed: the largest future of the data path, and the tunnel's is small.
+        let ended = Box::pin(http::serve(thread, role, client, origin, session, drain)).await;
+        recording.record.requests = ended.requests;
+        if ended.violation.is_some() && ended.requests == 0 {
             recording.record.decision = "refuse";
-            let (outcome, reason) = answer::refused(refusal);
-            reject(stream, &answer::raw(outcome, reason)).await;
-            recording.end(outcome, Some(reason.to_owned()));
         }
-        Decision::Tunnel => {
-            recording.record.decision = "tunnel";
-            let server = match dialled {
-                Some(server) => Ok(server),
-                None => tunnel::dial(&thread.shared, network, original).await,
+        if let Some(asking) = asking.filter(|_| ended.requests == 0 && ended.violation.is_none()) {
+            let left = matches!(ended.outcome, Outcome::Ok | Outcome::ClientAborted);
+            let said = match ended.distrust {
+                Some(alert) => Some(Said::Alert(alert.to_owned())),
+                // Who stayed for long enough to ask for something was idle, and not shocked; when we drain it is our doing.
+                None if left && recording.started.elapsed() < prompt && !*draining.borrow() => {
+                    Some(Said::Nothing)
+                }
+                None => None,
             };
-            match server {
-                Ok(server) => tunnelled(stream, server, bytes, limits.idle_timeout, recording).await,
-                Err(error) => recording.end(Outcome::UpstreamConnect, Some(error.to_string())),
+            if let Some(said) = said {
+                recorder.client_distrusts(&asking, &said);
             }
         }
-    }
-}
-
-/// The host that the first head names. `Err`: the head is not one that we would serve or pass on.
-fn first_host(class: Class, bytes: &[u8]) -> Result<Option<&str>, head::Violation> {
-    if class != Class::Http1 {
-        return Ok(None);
-    }
-    let end = head::find_end(bytes, 0)?.ok_or(head::Violation::HeadTooLarge)?;
-    let head = head::check(&bytes[..end])?;
-    let absolute = head
-        .target
-        .get(..7)
-        .filter(|scheme| scheme.eq_ignore_ascii_case("http://"));
-    let authority = absolute.map(|_| head.target[7..].split(['/', '?']).next().unwrap_or_default());
-    Ok(authority.or(head.host))
-}
-
-#[expect(
-    clippy::too_many_arguments,
-    reason = "everything that is known of a connection, once"
-)]
-async fn terminate<H: Handshake>(
-    thread: Rc<Thread<H>>,
-    role: Role,
-    client: ClientAddr,
-    origin: Origin,
-    stream: TcpStream,
-    prefix: Vec<u8>,
-    drain: watch::Receiver<bool>,
-    mut recording: Recording,
-) {
-    recording.record.decision = "terminate";
-    // Boxed: the largest future of the data path, and the tunnel's is small.
-    let ended = Box::pin(http::serve(thread, role, client, origin, stream, prefix, drain)).await;
-    recording.record.requests = ended.requests;
-    if ended.violation.is_some() && ended.requests == 0 {
-        recording.record.decision = "refuse";
-    }
-    recording.end(
-        ended.outcome,
-        ended.violation.map(|violation| violation.reason().to_owned()),
-    );
-}
-
-async fn tunnelled(
-    client: TcpStream,
-    server: TcpStream,
-    prefix: Vec<u8>,
-    idle_timeout: Duration,
-    mut recording: Recording,
-) {
-    let copied = tunnel::run(client, server, &prefix, idle_timeout).await;
-    recording.record.bytes_up = copied.up;
-    recording.record.bytes_down = copied.down;
-    match copied.error {
-        None => recording.end(Outcome::Ok, None),
-        Some(error) => recording.end(Outcome::ClientAborted, Some(error.to_string())),
+        let outcome = match ended.distrust {
+            Some(_) => Outcome::ClientDistrust,
+            None => ended.outcome,
+        };
+        recording.end(
+            outcome,
+            ended.violation.map(|violation| violation.reason().to_owned()),
+        );
     }
 }
 
@@ -375,7 +292,7 @@ fn overloaded<H>(
 }
 
 /// Writes an answer, then reads what the client still sends, for a moment: closing at once could destroy the answer.
-async fn reject(mut stream: TcpStream, answer: &[u8]) {
+pub(super) async fn reject(mut stream: TcpStream, answer: &[u8]) {
     let write = async {
         stream.write_all(answer).await?;
         stream.shutdown().await?;
@@ -389,8 +306,8 @@ async fn reject(mut stream: TcpStream, answer: &[u8]) {
 }
 
 /// The record of a connection that is not over; told exactly once, also when the task is dropped.
-struct Recording {
-    record: ConnectionRecord,
+pub(super) struct Recording {
+    pub(super) record: ConnectionRecord,
     started: Instant,
     recorder: Arc<dyn Recorder>,
     told: bool,
@@ -404,6 +321,8 @@ impl Recording {
             original_dst: None,
             class: None,
             decision: "refuse",
+            process: None,
+            tls: None,
             name: None,
             outcome: Outcome::ClientAborted,
             requests: 0,
@@ -420,7 +339,7 @@ impl Recording {
         }
     }
 
-    fn end(&mut self, outcome: Outcome, error: Option<String>) {
+    pub(super) fn end(&mut self, outcome: Outcome, error: Option<String>) {
         self.record.outcome = outcome;
         self.record.error = error;
         self.tell();

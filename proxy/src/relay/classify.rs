@@ -3,7 +3,7 @@
 //! The bytes are kept and handed on: classification never loses or changes one. Where the answer is unclear the
 //! connection counts as opaque and is passed on rather than broken, with one exception: what begins like an HTTP/1
 //! request must become one within `limits.header_timeout`, because passing it on could put an API key on the wire in
-//! the clear.
+//! the clear. What begins like TLS is read until its ClientHello is whole: the name in it decides.
 
 use std::io;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, timeout_at};
 
 use super::http::head;
+use crate::tls::observe::{ClientHello, HelloReader, Malformed};
 
 /// A client that has said nothing for this long may be waiting for the server to speak first.
 pub(super) const SILENCE: Duration = Duration::from_millis(500);
@@ -54,15 +55,28 @@ impl Class {
 pub(super) struct First {
     /// What the client speaks.
     pub(super) class: Class,
-    /// Everything read so far. For [`Class::Http1`] at least the whole head, unless it is malformed or too long.
+    /// Everything read so far. For [`Class::Http1`] at least the whole head, unless it is malformed or too long; for
+    /// [`Class::Tls`] at least the whole hello, unless it is malformed.
     pub(super) bytes: Vec<u8>,
+    /// For [`Class::Tls`].
+    pub(super) hello: Option<Result<ClientHello, Malformed>>,
 }
 
-/// Reads until the class is clear; for HTTP/1 until the head is complete or cannot become good.
+impl First {
+    fn new(class: Class, bytes: Vec<u8>) -> Self {
+        Self {
+            class,
+            bytes,
+            hello: None,
+        }
+    }
+}
+
+/// Reads until the class is clear; for HTTP/1 and TLS until the head or the hello is complete or cannot become good.
 ///
 /// # Errors
-/// `UnexpectedEof` when the client leaves before the class is clear, `TimedOut` when what began like HTTP/1 is not a
-/// complete head after `header_timeout`, and what the socket says.
+/// `UnexpectedEof` when the client leaves before the class is clear, `TimedOut` when what began like HTTP/1 or TLS is not
+/// complete after `header_timeout`, and what the socket says.
 pub(super) async fn read(
     stream: &mut (impl AsyncRead + Unpin),
     max_head: usize,
@@ -71,23 +85,26 @@ pub(super) async fn read(
     let mut bytes = Vec::with_capacity(1024);
     let mut deadline: Option<Instant> = None;
     let mut searched = 0;
+    let mut hello = HelloReader::default();
     loop {
+        let before = bytes.len();
         let read = stream.read_buf(&mut bytes);
         let read = match deadline {
             None => read.await?,
             Some(deadline) => timeout_at(deadline, read).await.map_err(|_| {
-                io::Error::new(io::ErrorKind::TimedOut, "the first request head is incomplete")
+                let what = match guess(&bytes[..before]) {
+                    Some(Class::Tls) => "the ClientHello is incomplete",
+                    _ => "the first request head is incomplete",
+                };
+                io::Error::new(io::ErrorKind::TimedOut, what)
             })??,
         };
         deadline.get_or_insert_with(|| Instant::now() + header_timeout);
         if read == 0 {
             return match guess(&bytes) {
                 // The beginning of something, and the end: whoever it was meant for may know it.
-                None if !bytes.is_empty() && !looks_http1(&bytes) => Ok(First {
-                    class: Class::Opaque,
-                    bytes,
-                }),
-                Some(class) if class != Class::Http1 => Ok(First { class, bytes }),
+                None if !bytes.is_empty() && !looks_http1(&bytes) => Ok(First::new(Class::Opaque, bytes)),
+                Some(class) if !matches!(class, Class::Http1 | Class::Tls) => Ok(First::new(class, bytes)),
                 _ => Err(io::ErrorKind::UnexpectedEof.into()),
             };
         }
@@ -95,14 +112,20 @@ pub(super) async fn read(
             None => {}
             Some(Class::Http1) => match head::find_end(&bytes, searched) {
                 Ok(None) if bytes.len() <= max_head => searched = bytes.len(),
-                _ => {
+                _ => return Ok(First::new(Class::Http1, bytes)),
+            },
+            Some(Class::Tls) => {
+                let fed = std::mem::replace(&mut searched, bytes.len());
+                if let Some(result) = hello.feed(&bytes[fed..]).transpose() {
                     return Ok(First {
-                        class: Class::Http1,
-                        bytes,
+                        hello: Some(result),
+                        ..First::new(Class::Tls, bytes)
                     });
                 }
-            },
-            Some(class) => return Ok(First { class, bytes }),
+                // The reader has a limit of its own.
+                continue;
+            }
+            Some(class) => return Ok(First::new(class, bytes)),
         }
         if bytes.len() > max_head {
             let class = if looks_http1(&bytes) {
@@ -110,7 +133,7 @@ pub(super) async fn read(
             } else {
                 Class::Opaque
             };
-            return Ok(First { class, bytes });
+            return Ok(First::new(class, bytes));
         }
     }
 }
@@ -132,32 +155,49 @@ fn guess(bytes: &[u8]) -> Option<Class> {
     if bytes.starts_with(H2_PREFACE) {
         return Some(Class::Http2);
     }
+    // Whoever is lenient skips empty lines before a request (RFC 9112 section 2.2), takes any white space in its first line
+    // (section 3), and reads a version in any case: for them it is a request, so it is one here, to be refused.
+    let empty = bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    let bytes = &bytes[empty..];
+    if bytes.is_empty() {
+        return None;
+    }
     let method = bytes.iter().take_while(|&&b| head::is_token(b)).count();
     if method == 0 || method > MAX_METHOD {
         return Some(Class::Opaque);
     }
     match bytes.get(method) {
         None => return None,
-        Some(b' ') => {}
+        Some(byte) if is_space(*byte) => {}
         Some(_) => return Some(Class::Opaque),
     }
-    // `EHLO example.org` is a token and a space too: the version at the end of the line tells.
+    // `EHLO example.org` is a token and a space too: the version in the line tells.
     let line_end = bytes.iter().position(|&b| b == b'\n')?;
-    let line = &bytes[..line_end];
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    let version = line.rsplit(|&b| b == b' ').next().unwrap_or_default();
-    Some(if version.starts_with(b"HTTP/") {
+    let mut words = bytes[..line_end].split(|&b| is_space(b)).skip(1);
+    let is_version = |word: &[u8]| {
+        word.get(..5)
+            .is_some_and(|name| name.eq_ignore_ascii_case(b"HTTP/"))
+    };
+    Some(if words.any(is_version) {
         Class::Http1
     } else {
         Class::Opaque
     })
 }
 
+/// What RFC 9112 section 3 lets a recipient take for the space of a request line.
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | 0x0b | 0x0c | b'\r')
+}
+
 /// True for what may still become, or is, an HTTP/1 request.
 fn looks_http1(bytes: &[u8]) -> bool {
     match guess(bytes) {
         Some(class) => class == Class::Http1,
-        None => bytes.first().is_some_and(u8::is_ascii_uppercase),
+        None => bytes
+            .iter()
+            .find(|b| !matches!(b, b'\r' | b'\n'))
+            .is_some_and(u8::is_ascii_uppercase),
     }
 }
 
@@ -181,6 +221,12 @@ mod tests {
             (b"POST /x HTTP/1.1\r\n", Some(Class::Http1)),
             (b"POST /x HTTP/1.1\n", Some(Class::Http1)),
             (b"POST /x HTTP/3.7\r\n", Some(Class::Http1)),
+            (b"\r\n", None),
+            (b"\r\nPOST /x HTTP/1.1\r\n", Some(Class::Http1)),
+            (b"POST /x HTTP/1.1 \r\n", Some(Class::Http1)),
+            (b"POST\t/x\thttp/1.1\r\n", Some(Class::Http1)),
+            (b"POST /x HTTP/1.1 y\r\n", Some(Class::Http1)),
+            (b"POST /HTTP/1.1\r\n", Some(Class::Opaque)),
             (b"EHLO example.org\r\n", Some(Class::Opaque)),
             (b"\x00\x00\x00\x10", Some(Class::Opaque)),
             (b"SSH-2.0-x\r\n", Some(Class::Opaque)),

@@ -4,13 +4,16 @@ use std::net::IpAddr;
 
 use super::classify::Class;
 use super::origin::Origin;
-use crate::catalog::{Catalog, Product, is_dns_name, normalise};
+use crate::catalog::{Catalog, Product, Protocol, is_dns_name, normalise};
+use crate::config::HttpsException;
 
 /// What is done with an intercepted connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
     /// Speak HTTP with the client; re-encrypt towards the intake.
     Terminate,
+    /// An Agent's own TLS session goes to its original destination as it is, is read and held to the policy.
+    Passthrough,
     /// Leave it alone: bytes go to the original destination as they are.
     Tunnel,
     /// Answer with an error and close.
@@ -22,8 +25,12 @@ pub(super) enum Decision {
 pub(super) enum Refusal {
     /// 400: nothing any Agent sends.
     Bad(&'static str),
+    /// 400: a protocol that is not relayed.
+    Unsupported(&'static str),
     /// 421: well-formed, but the name is not ours to serve on this connection.
     Misdirected,
+    /// An alert: `intercept.https` is `refuse`.
+    Https,
 }
 
 /// Where a request goes.
@@ -34,12 +41,26 @@ pub(super) struct Route {
     pub(super) name: Option<String>,
 }
 
-/// Decides for an intercepted connection from its first bytes; `host` is the Host (or the authority of an absolute
-/// target) of the first head when it is HTTP/1.
+/// Decides for an intercepted connection from its first bytes; `target` is the authority of an absolute-form target and
+/// `host` the Host of the first head when it is HTTP/1. TLS is [`tls`]'s.
 ///
-/// Only plain HTTP for an intake name is terminated: everything else was none of our business and stays untouched.
-pub(super) fn connection(class: Class, host: Option<&str>, catalog: &Catalog) -> Decision {
-    match (class, host) {
+/// Only plain HTTP for an intake name is terminated: everything else was none of our business and stays untouched. HTTP/2
+/// in the clear is the exception: its name comes compressed behind the preface, nobody could tell an intake's from another,
+/// and passing it on could put an API key on the wire in the clear. No Agent speaks it. A head that names an intake and
+/// something else is refused for the same reason: whoever reads it at its destination may believe either.
+pub(super) fn connection(
+    class: Class,
+    target: Option<&str>,
+    host: Option<&str>,
+    catalog: &Catalog,
+) -> Decision {
+    if let (Some(target), Some(host)) = (target, host)
+        && !target.eq_ignore_ascii_case(host)
+        && (is_intake(target, catalog) || is_intake(host, catalog))
+    {
+        return Decision::Refuse(Refusal::Bad(TWO_HOSTS));
+    }
+    match (class, target.or(host)) {
         (Class::Http1, Some(host)) => match Authority::parse(host) {
             Ok(Authority {
                 host: Host::Name(name),
@@ -50,14 +71,70 @@ pub(super) fn connection(class: Class, host: Option<&str>, catalog: &Catalog) ->
         },
         // HTTP/1.0 without Host, for whoever lives at that address.
         (Class::Http1, None) => Decision::Tunnel,
-        (Class::Http2 | Class::Tls | Class::Opaque | Class::Silent, _) => Decision::Tunnel,
+        (Class::Http2, _) => Decision::Refuse(Refusal::Unsupported(
+            "HTTP/2 without TLS is not relayed: let the Agent speak HTTP/1.1, or HTTPS",
+        )),
+        (Class::Tls | Class::Opaque | Class::Silent, _) => Decision::Tunnel,
+    }
+}
+
+/// True for the authority of an intake, whatever its port.
+fn is_intake(authority: &str, catalog: &Catalog) -> bool {
+    matches!(
+        Authority::parse(authority),
+        Ok(Authority { host: Host::Name(name), .. }) if catalog.lookup(&name).is_some()
+    )
+}
+
+const TWO_HOSTS: &str = "the request target and Host name different hosts";
+
+/// What is done with TLS for an intake name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Https {
+    Terminate,
+    Passthrough,
+    Refuse,
+}
+
+/// Decides for an intercepted connection that begins with a ClientHello, by the name in it (SNI); `process` is the client's
+/// when a process is among the exceptions and the datapath tells it.
+///
+/// A name that is no intake's is none of our business, and without a name nobody asked for an intake: Agents always say it
+/// (RFC 6066 section 3). A stream that is no HTTP inside its TLS (TCP logs) cannot be terminated; it is passed through
+/// wherever HTTP would be.
+pub(super) fn tls(
+    server_name: Option<&str>,
+    process: Option<&str>,
+    https: Https,
+    exceptions: &[HttpsException],
+    catalog: &Catalog,
+) -> Decision {
+    let Some(name) = server_name.map(normalise) else {
+        return Decision::Tunnel;
+    };
+    let Some(product) = catalog.lookup(&name) else {
+        return Decision::Tunnel;
+    };
+    if exceptions
+        .iter()
+        .any(|exception| exception.covers(&name, process))
+    {
+        return Decision::Passthrough;
+    }
+    match (https, product.protocol()) {
+        (Https::Terminate, Protocol::Http) => Decision::Terminate,
+        (Https::Terminate, Protocol::Stream) | (Https::Passthrough, _) => Decision::Passthrough,
+        (Https::Refuse, _) => Decision::Refuse(Refusal::Https),
     }
 }
 
 /// Decides for one request of a terminated connection. `target` is the authority of an absolute-form target, `host` the
-/// Host header: both must agree (RFC 9112 section 3.2.2 lets the target win; two names for one request are refused here).
+/// Host header (in HTTP/2 `:authority`): both must agree (RFC 9112 section 3.2.2 lets the target win; two names for one
+/// request are refused here). Within TLS the name must be `session`'s, the one that the client asked for by SNI: whoever
+/// asks for two names means to confuse one of us (RFC 9110 section 7.4).
 pub(super) fn request(
     origin: &Origin,
+    session: Option<&str>,
     target: Option<&str>,
     host: Option<&str>,
     path: &str,
@@ -66,7 +143,7 @@ pub(super) fn request(
     if let (Some(target), Some(host)) = (target, host)
         && !target.eq_ignore_ascii_case(host)
     {
-        return Err(Refusal::Bad("the request target and Host name different hosts"));
+        return Err(Refusal::Bad(TWO_HOSTS));
     }
     let authority = target
         .or(host)
@@ -77,7 +154,7 @@ pub(super) fn request(
         Origin::Explicit { product, local } => {
             explicit(*product, local.ip(), local.port(), authority, path, catalog)
         }
-        Origin::Intercepted(original) => intercepted(original.0.port(), authority, catalog),
+        Origin::Intercepted(original) => intercepted(original.0.port(), session, authority, catalog),
     };
     match route {
         // A foreign name in Host is misdirected; in an absolute target it is an attempt to use us as an open proxy.
@@ -129,6 +206,7 @@ fn explicit(
 
 fn intercepted(
     original_port: u16,
+    session: Option<&str>,
     authority: Option<Authority>,
     catalog: &Catalog,
 ) -> Result<Route, Refusal> {
@@ -139,7 +217,11 @@ fn intercepted(
         return Err(Refusal::Bad("Host is an IP address"));
     };
     let product = catalog.lookup(&name).ok_or(Refusal::Misdirected)?;
-    if port.is_some_and(|port| port != original_port && port != 80) {
+    if session.is_some_and(|session| session != name) {
+        return Err(Refusal::Misdirected);
+    }
+    let usual = if session.is_some() { 443 } else { 80 };
+    if port.is_some_and(|port| port != original_port && port != usual) {
         return Err(Refusal::Bad("Host names a foreign port"));
     }
     Ok(Route {
@@ -215,230 +297,4 @@ impl Authority {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::relay::origin::OriginalDst;
-
-    fn catalog() -> Catalog {
-        Catalog::new(&"ddog-gov.com".parse().unwrap())
-    }
-
-    #[test]
-    fn only_plain_http_for_an_intake_name_is_terminated() {
-        use Class::{Http1, Http2, Opaque, Silent, Tls};
-        for (class, host, expected) in [
-            (Http1, Some("app.ddog-gov.com"), Decision::Terminate),
-            (
-                Http1,
-                Some("7-81-0-app.agent.ddog-gov.com:80"),
-                Decision::Terminate,
-            ),
-            (Http1, Some("APP.DDOG-GOV.COM."), Decision::Terminate),
-            (Http1, Some("example.org"), Decision::Tunnel),
-            (Http1, Some("evilddog-gov.com"), Decision::Tunnel),
-            (Http1, Some("app.ddog-gov.com.evil.org"), Decision::Tunnel),
-            (Http1, Some("203.0.113.1"), Decision::Tunnel),
-            (Http1, None, Decision::Tunnel),
-            (
-                Http1,
-                Some("key@app.ddog-gov.com"),
-                Decision::Refuse(Refusal::Bad("Host carries user-info")),
-            ),
-            (
-                Http1,
-                Some("a b"),
-                Decision::Refuse(Refusal::Bad("malformed Host")),
-            ),
-            (Http1, Some(""), Decision::Refuse(Refusal::Bad("malformed Host"))),
-            (Http2, Some("app.ddog-gov.com"), Decision::Tunnel),
-            (Tls, None, Decision::Tunnel),
-            (Opaque, None, Decision::Tunnel),
-            (Silent, None, Decision::Tunnel),
-        ] {
-            assert_eq!(
-                connection(class, host, &catalog()),
-                expected,
-                "{class:?} {host:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn explicit_ports_serve_their_product_only() {
-        let bad = |reason| Err(Refusal::Bad(reason));
-        let own = |product| Ok(Route { product, name: None });
-        let named = |product, name: &str| {
-            Ok(Route {
-                product,
-                name: Some(name.to_owned()),
-            })
-        };
-        for (product, host, path, expected) in [
-            (
-                Product::Metrics,
-                Some("localhost:9804"),
-                "/api/v2/series",
-                own(Product::Metrics),
-            ),
-            (Product::Metrics, Some("127.0.0.1:1"), "/", own(Product::Metrics)),
-            (Product::Metrics, Some("[::1]:9804"), "/", own(Product::Metrics)),
-            (
-                Product::Metrics,
-                Some("[::ffff:127.0.0.1]"),
-                "/",
-                own(Product::Metrics),
-            ),
-            (
-                Product::Metrics,
-                Some("10.1.2.3:9804"),
-                "/",
-                own(Product::Metrics),
-            ),
-            (Product::Metrics, None, "/", own(Product::Metrics)),
-            (
-                Product::Metrics,
-                Some("localhost"),
-                "/api/v1/validate",
-                own(Product::Api),
-            ),
-            (
-                Product::Metrics,
-                Some("app.ddog-gov.com"),
-                "/support/flare/1",
-                own(Product::Flare),
-            ),
-            (
-                Product::Metrics,
-                Some("App.ddog-gov.com.:443"),
-                "/",
-                named(Product::Metrics, "app.ddog-gov.com"),
-            ),
-            (
-                Product::DbmSamples,
-                Some("dbm-metrics-intake.ddog-gov.com"),
-                "/",
-                named(Product::DbmSamples, "dbm-metrics-intake.ddog-gov.com"),
-            ),
-            (
-                Product::Metrics,
-                Some("trace.agent.ddog-gov.com"),
-                "/",
-                Err(Refusal::Misdirected),
-            ),
-            (
-                Product::Traces,
-                Some("example.org"),
-                "/",
-                Err(Refusal::Misdirected),
-            ),
-            (
-                Product::Traces,
-                Some("203.0.113.9"),
-                "/",
-                bad("Host is an IP address"),
-            ),
-            (
-                Product::Traces,
-                Some("169.254.169.254"),
-                "/",
-                bad("Host is an IP address"),
-            ),
-            (
-                Product::Traces,
-                Some("[2001:db8::1]"),
-                "/",
-                bad("Host is an IP address"),
-            ),
-            (
-                Product::Traces,
-                Some("trace.agent.ddog-gov.com:22"),
-                "/",
-                bad("Host names a foreign port"),
-            ),
-            (
-                Product::Traces,
-                Some("a@localhost"),
-                "/",
-                bad("Host carries user-info"),
-            ),
-            (Product::Traces, Some("localhost:"), "/", bad("malformed Host")),
-            (Product::Traces, Some("localhost:+80"), "/", bad("malformed Host")),
-            (
-                Product::Traces,
-                Some("localhost:99999"),
-                "/",
-                bad("malformed Host"),
-            ),
-            (Product::Traces, Some("127.1"), "/", bad("malformed Host")),
-            (Product::Traces, Some("0x7f000001"), "/", bad("malformed Host")),
-            (Product::Traces, Some("[::1"), "/", bad("malformed Host")),
-            (Product::Traces, Some("local host"), "/", bad("malformed Host")),
-        ] {
-            let origin = Origin::Explicit {
-                product,
-                local: "10.1.2.3:9804".parse().unwrap(),
-            };
-            assert_eq!(
-                request(&origin, None, host, path, &catalog()),
-                expected,
-                "{product} {host:?} {path}"
-            );
-        }
-    }
-
-    #[test]
-    fn intercepted_requests_name_their_intake() {
-        let origin = Origin::Intercepted(OriginalDst("203.0.113.1:80".parse().unwrap()));
-        let served = |name: &str, product| {
-            Ok(Route {
-                product,
-                name: Some(name.to_owned()),
-            })
-        };
-        for (target, host, expected) in [
-            (
-                None,
-                Some("trace.agent.ddog-gov.com"),
-                served("trace.agent.ddog-gov.com", Product::Traces),
-            ),
-            (
-                None,
-                Some("process.ddog-gov.com:80"),
-                served("process.ddog-gov.com", Product::Processes),
-            ),
-            (
-                None,
-                Some("process.ddog-gov.com:8080"),
-                Err(Refusal::Bad("Host names a foreign port")),
-            ),
-            (None, Some("localhost"), Err(Refusal::Misdirected)),
-            (
-                None,
-                Some("127.0.0.1"),
-                Err(Refusal::Bad("Host is an IP address")),
-            ),
-            (None, None, Err(Refusal::Bad("no Host"))),
-            (
-                Some("process.ddog-gov.com"),
-                Some("process.ddog-gov.com"),
-                served("process.ddog-gov.com", Product::Processes),
-            ),
-            (
-                Some("example.org"),
-                Some("process.ddog-gov.com"),
-                Err(Refusal::Bad("the request target and Host name different hosts")),
-            ),
-            (
-                Some("example.org"),
-                Some("example.org"),
-                Err(Refusal::Bad("absolute-form for a foreign host")),
-            ),
-        ] {
-            assert_eq!(
-                request(&origin, target, host, "/", &catalog()),
-                expected,
-                "{target:?} {host:?}"
-            );
-        }
-    }
-}
+mod tests;

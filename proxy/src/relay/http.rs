@@ -1,48 +1,93 @@
-//! Terminates the client's HTTP/1: guard, hyper, rewrite, upstream, and the answer back.
+//! Terminates the client's HTTP: guard, hyper, rewrite, upstream, and the answer back.
 
 use std::cell::RefCell;
-use std::convert::Infallible;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, HOST};
 use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::Role;
 use super::accept::Thread;
 use super::decide;
 use super::network::NetworkId;
 use super::origin::{ClientAddr, Origin};
-use super::outcome::{Outcome, Via};
+use super::outcome::{Outcome, TlsClient, Via};
 use super::timer::LazyTimer;
-use super::upstream;
 use super::upstream::connect::Handshake;
-use super::{Role, drained};
+use super::upstream::{self, Draft};
 use crate::observe::redact;
+use crate::tls::server::alert;
 
 pub(super) mod answer;
 pub(super) mod body;
 mod chunk;
-pub(super) mod guard;
+pub(super) mod exchange;
+mod guard;
 pub(super) mod head;
+mod head2;
+mod linger;
 pub(super) mod record;
 mod rewrite;
+mod server1;
+mod server2;
 
 use body::{Download, Relay, Upload};
-use guard::{Exchange, Guard};
+use exchange::Exchange;
 use head::Violation;
 use record::Recording;
 
 /// hyper's read buffer. 80 to 96 KiB hold a head and a 64 KiB batch in one read; more only costs memory
 /// (research: performance baseline, section 3).
 pub(super) const MAX_BUFFER: usize = 96 * 1024;
+
+/// What carries HTTP from a client: its socket, or a TLS session with it.
+pub(super) trait ClientIo: AsyncRead + AsyncWrite + Unpin + 'static {}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> ClientIo for IO {}
+
+/// A client connection on which HTTP begins.
+#[derive(Debug)]
+pub(super) struct Session<IO> {
+    io: IO,
+    /// Read from it before.
+    prefix: Vec<u8>,
+    /// Who asked for which name when it made the TLS session; none without TLS.
+    asking: Option<TlsClient>,
+    /// ALPN chose HTTP/2.
+    http2: bool,
+}
+
+impl<IO> Session<IO> {
+    /// HTTP/1 in the clear.
+    pub(super) fn clear(io: IO, prefix: Vec<u8>) -> Self {
+        Self {
+            io,
+            prefix,
+            asking: None,
+            http2: false,
+        }
+    }
+
+    /// HTTP within TLS.
+    pub(super) fn tls(io: IO, asking: TlsClient, http2: bool) -> Self {
+        Self {
+            io,
+            prefix: Vec::new(),
+            asking: Some(asking),
+            http2,
+        }
+    }
+
+    /// See [`Session::tls`].
+    pub(super) fn asking(&self) -> Option<&TlsClient> {
+        self.asking.as_ref()
+    }
+}
 
 /// What the requests of one client connection share.
 pub(super) struct Client<H: Handshake> {
@@ -51,9 +96,10 @@ pub(super) struct Client<H: Handshake> {
     pub(super) network: NetworkId,
     pub(super) addr: ClientAddr,
     pub(super) origin: Origin,
+    /// See [`Session`].
+    pub(super) asking: Option<TlsClient>,
     pub(super) exchange: Rc<Exchange>,
-    /// One timer for all waits for the intake: a connection has one request at a time.
-    pub(super) timer: Rc<RefCell<LazyTimer>>,
+    pub(super) http2: bool,
 }
 
 /// How a terminated connection ended.
@@ -62,97 +108,115 @@ pub(super) struct Ended {
     pub(super) outcome: Outcome,
     pub(super) requests: u64,
     pub(super) violation: Option<Violation>,
+    /// The alert by which the client said, after the handshake, that it does not trust us.
+    pub(super) distrust: Option<&'static str>,
 }
 
-/// Serves HTTP/1 on `stream` until either side is done or we drain. `prefix` was read from it before.
-pub(super) async fn serve<H: Handshake>(
+/// Looks for such an alert in what ended a connection.
+fn distrust_in(error: &hyper::Error) -> Option<&'static str> {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(alert) = error.downcast_ref().and_then(alert::distrust_in) {
+            return Some(alert);
+        }
+        source = error.source();
+    }
+    None
+}
+
+/// Serves HTTP on `session` until either side is done or we drain.
+pub(super) async fn serve<H: Handshake, IO: ClientIo>(
     thread: Rc<Thread<H>>,
     role: Role,
     addr: ClientAddr,
     origin: Origin,
-    stream: TcpStream,
-    prefix: Vec<u8>,
-    mut drain: watch::Receiver<bool>,
+    session: Session<IO>,
+    drain: watch::Receiver<bool>,
 ) -> Ended {
-    let exchange = Rc::new(Exchange::new());
-    let limits = &thread.shared.config.limits;
-    let max_buffer = MAX_BUFFER.max(limits.max_header_bytes);
-    let guard = Guard::new(stream, prefix, Rc::clone(&exchange), limits);
-    let timer = LazyTimer::new(Instant::now() + thread.shared.config.upstream.response_timeout);
+    let Session {
+        io,
+        prefix,
+        asking,
+        http2,
+    } = session;
     let client = Rc::new(Client {
         thread,
         via: role.via(),
         network: role.network(),
         addr,
         origin,
-        exchange: Rc::clone(&exchange),
-        timer: Rc::new(RefCell::new(timer)),
+        asking,
+        exchange: Rc::new(Exchange::new()),
+        http2,
     });
-    let service = service_fn(move |request| {
-        let client = Rc::clone(&client);
-        async move { Ok::<_, Infallible>(handle(&client, request).await) }
-    });
-    // The guard has its own time limits; Date is the intake's, not ours.
-    let mut connection = pin!(
-        http1::Builder::new()
-            .auto_date_header(false)
-            .header_read_timeout(None)
-            .max_buf_size(max_buffer)
-            .serve_connection(TokioIo::new(guard), service)
-    );
-    let mut draining = false;
-    let result = loop {
-        tokio::select! {
-            // Bytes that are here already belong to a request that will be answered.
-            biased;
-            result = connection.as_mut() => break result,
-            () = drained(&mut drain), if !draining => {
-                draining = true;
-                exchange.set_last();
-                // A head that is partly here is a request in flight: it is waited for, then answered as the last one.
-                if !exchange.partial() {
-                    connection.as_mut().graceful_shutdown();
-                }
-            }
-        }
-    };
-    let violation = exchange.violation();
-    let outcome = match (violation, result) {
-        (Some(violation), _) => answer::violated(violation),
-        (None, Ok(())) => Outcome::Ok,
-        // What the guard let through and hyper still refuses: hyper answered 400 itself.
-        (None, Err(error)) if error.is_parse() => Outcome::BadRequest,
-        (None, Err(error)) if error.is_user() => Outcome::UpstreamProtocol,
-        (None, Err(_)) => Outcome::ClientAborted,
-    };
-    Ended {
-        outcome,
-        requests: exchange.requests(),
-        violation,
+    if http2 {
+        server2::serve(client, io, drain).await
+    } else {
+        server1::serve(client, io, prefix, drain).await
     }
 }
 
+/// The one timer for all of a request's waits for the intake.
+pub(super) type RequestTimer = Rc<RefCell<LazyTimer>>;
+
+fn request_timer<H: Handshake>(client: &Client<H>) -> RequestTimer {
+    let limit = client.thread.shared.config.upstream.response_timeout;
+    Rc::new(RefCell::new(LazyTimer::new(Instant::now() + limit)))
+}
+
 /// One request, from head to response head; the response body carries the record on to its end.
-async fn handle<H: Handshake>(client: &Rc<Client<H>>, request: Request<Incoming>) -> Response<Download> {
+async fn handle<H: Handshake>(
+    client: &Rc<Client<H>>,
+    timer: RequestTimer,
+    request: Request<Incoming>,
+) -> Response<Download> {
     let (mut parts, incoming) = request.into_parts();
-    let upload = Upload::new(incoming);
     let shared = &client.thread.shared;
+    if client.exchange.requests() == 1
+        && let Some(asking) = &client.asking
+    {
+        // Some clients look at a certificate only when the handshake is over: a request shows that they took it.
+        shared.recorder.client_trusts(asking);
+    }
+    let upload = match client.http2 {
+        false => Upload::new(incoming),
+        true => Upload::watched(
+            incoming,
+            shared.config.limits.idle_timeout,
+            Rc::clone(&client.exchange),
+        ),
+    };
     let begun = record::begun(
         client.via,
         client.addr.0,
         client.origin.original().map(|original| original.0),
+        if client.http2 { "2" } else { "1.1" },
         redact::method(&parts.method),
         redact::path(parts.uri.path()),
     );
     let recorder = Arc::clone(&shared.recorder);
     let mut recording = Recording::new(begun, recorder, Rc::clone(&client.exchange), upload.clone());
-    let route = decide::request(
-        &client.origin,
-        parts.uri.authority().map(http::uri::Authority::as_str),
-        parts.headers.get(HOST).and_then(|host| host.to_str().ok()),
-        parts.uri.path(),
-        &shared.catalog,
-    );
+    // Bytes that are no text are no missing Host.
+    let host = parts
+        .headers
+        .get(HOST)
+        .map(|host| host.to_str().map_err(|_| decide::Refusal::Bad("malformed Host")))
+        .transpose();
+    let authority = parts.uri.authority().map(http::uri::Authority::as_str);
+    let named = host.and_then(|host| match client.http2 {
+        false => Ok((authority, host)),
+        true => head2::check(&parts).map(|()| (None, authority.or(host))),
+    });
+    let route = named.and_then(|(target, host)| {
+        decide::request(
+            &client.origin,
+            client.asking.as_ref().map(|asking| asking.name.as_str()),
+            target,
+            host,
+            parts.uri.path(),
+            &shared.catalog,
+        )
+    });
     let route = match route {
         Ok(route) => route,
         Err(refusal) => {
@@ -162,8 +226,9 @@ async fn handle<H: Handshake>(client: &Rc<Client<H>>, request: Request<Incoming>
     };
     let target = client.thread.targets.get(route, &shared.catalog);
     recording.set_route(target.product, &target.name);
-    rewrite::request(&mut parts.headers);
-    match upstream::send(client, &target, parts, &upload, &mut recording).await {
+    let trailers = rewrite::request(&mut parts.headers);
+    let draft = Draft::new(parts, client.http2 && trailers);
+    match upstream::send(client, &target, draft, &upload, &timer, &mut recording).await {
         Ok(reply) => {
             let (mut parts, incoming) = reply.response.into_parts();
             rewrite::response(&mut parts.headers);
@@ -175,7 +240,8 @@ async fn handle<H: Handshake>(client: &Rc<Client<H>>, request: Request<Incoming>
                     incoming,
                     recording,
                     lease: reply.lease,
-                    timer: Rc::clone(&client.timer),
+                    timer,
+                    trailers: client.http2,
                     timeout: shared.config.upstream.response_timeout,
                     progress: Instant::now(),
                 }),
@@ -183,15 +249,11 @@ async fn handle<H: Handshake>(client: &Rc<Client<H>>, request: Request<Incoming>
             close_if_last(client, &mut response);
             response
         }
-        // The client's own body was at fault: the guard knows why.
-        Err(_) if client.exchange.violation().is_some() || upload.failed() => {
-            let (outcome, reason) = match client.exchange.violation() {
-                Some(violation) => (answer::violated(violation), violation.reason()),
-                None => (Outcome::ClientAborted, "the request body ended early"),
-            };
-            own(client, outcome, reason.to_owned(), recording)
-        }
+        // The client's own body was at fault.
         Err(failure) => {
+            if let Some((outcome, reason)) = recording.clients_fault() {
+                return own(client, outcome, reason.to_owned(), recording);
+            }
             tracing::debug!(product = %target.product, name = %target.name, error = %failure, "request failed");
             let outcome = failure.outcome();
             own(
@@ -212,7 +274,10 @@ fn own<H: Handshake>(
     mut recording: Recording,
 ) -> Response<Download> {
     let mut response = answer::response(outcome, &message);
-    if !recording.is_request_complete() {
+    if client.http2 {
+        // A stream's end is not the connection's.
+        response.headers_mut().remove(CONNECTION);
+    } else if !recording.is_request_complete() {
         // hyper closes a connection whose request body nobody read: the client must know before it sends another.
         response
             .headers_mut()
@@ -226,7 +291,7 @@ fn own<H: Handshake>(
 
 /// We drain: this answer is the connection's last.
 fn close_if_last<H: Handshake>(client: &Client<H>, response: &mut Response<Download>) {
-    if client.exchange.is_last() {
+    if client.exchange.is_last() && !client.http2 {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));

@@ -7,12 +7,15 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use nix::sys::socket::{getsockopt, sockopt};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::network::Taken;
+use super::outcome::Process;
 use super::{OriginLookup, Role};
 use crate::catalog::Product;
+use crate::process;
 
 /// The peer of an accepted connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -111,6 +114,28 @@ pub fn kernel_original_dst(stream: &TcpStream) -> io::Result<SocketAddr> {
     })
 }
 
+/// The process that connected an accepted stream, by its number in our own pid namespace: `getsockopt(SO_PEERCRED)`, to
+/// which our `cgroup/getsockopt` program adds what the `cgroup` datapath noted at `connect()`.
+///
+/// `None` where nobody noted it (explicit ports, the datapath `tc`, an iptables REDIRECT), and where the kernel's number
+/// says nothing to us because we do not live in the host's pid namespace (a pod without `hostPID`). The process may have
+/// ended since, and its number may be another's: good for a report, no proof of who is there.
+pub fn kernel_peer_process(stream: &TcpStream) -> Option<u32> {
+    let credentials = getsockopt(stream, sockopt::PeerCredentials).ok()?;
+    // Of a TCP connection the kernel itself says 0.
+    let pid = u32::try_from(credentials.pid()).ok().filter(|pid| *pid != 0)?;
+    process::in_host_namespace().then_some(pid)
+}
+
+/// The same with its name, which it has at this moment.
+pub fn kernel_peer(stream: &TcpStream) -> Option<Process> {
+    let pid = kernel_peer_process(stream)?;
+    Some(Process {
+        pid,
+        name: process::name(pid),
+    })
+}
+
 /// The address as everyone else writes it: IPv4-mapped IPv6 becomes IPv4, scope and flow label are dropped.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
@@ -138,6 +163,13 @@ mod tests {
         let (server, _client) = accepted().await;
         let kernel: OriginLookup = Arc::new(kernel_original_dst);
         assert!(find(HOST, None, &server, &kernel).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_connection_nobody_redirected_tells_no_process() {
+        let (server, client) = accepted().await;
+        assert_eq!(kernel_peer_process(&server), None);
+        assert_eq!(kernel_peer_process(&client), None);
     }
 
     #[tokio::test]

@@ -52,6 +52,8 @@ pub fn run(loaded: Loaded, reloader: Reloader) -> Exit {
 
 struct Master {
     config: Config,
+    /// What the running workers read, as it was then.
+    files: Vec<Option<reload::Stamp>>,
     reloader: Reloader,
     listeners: Listeners,
     interception: Interception,
@@ -69,6 +71,8 @@ struct Master {
     /// READY was said.
     up: bool,
     waiting_for_status: Vec<oneshot::Sender<Answer>>,
+    /// Which files of a local authority the newest worker was given.
+    authority: String,
     ticks: u64,
     last_watchdog: Instant,
     last_summary: String,
@@ -130,6 +134,7 @@ impl Master {
 
         let (events_tx, events) = mpsc::channel(64);
         let mut master = Self {
+            files: reload::stamps(&config),
             config,
             reloader,
             listeners,
@@ -146,6 +151,7 @@ impl Master {
             served: false,
             up: false,
             waiting_for_status: Vec::new(),
+            authority: String::new(),
             ticks: 0,
             last_watchdog: Instant::now(),
             last_summary: String::new(),

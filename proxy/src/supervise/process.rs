@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
+use super::authority::Passing;
 use super::channel::{self, Channel, Frame, Receiver, Sender};
 use super::listeners::Listeners;
 use super::protocol::{FromWorker, MasterStatus, Setup, ToWorker};
@@ -59,6 +60,7 @@ impl WorkerProcess {
         id: WorkerId,
         config: &Config,
         listeners: &Listeners,
+        authority: (Passing, Vec<OwnedFd>),
         master: MasterStatus,
         events: mpsc::Sender<(WorkerId, WorkerEvent)>,
     ) -> io::Result<Self> {
@@ -75,12 +77,16 @@ impl WorkerProcess {
             .spawn()?;
         let pid = child.id().unwrap_or_default();
         let (passed, descriptors) = listeners.passed();
+        let (authority, files) = authority;
+        let mut copies = channel::copies(&descriptors)?;
+        copies.extend(files);
         let setup = Setup {
             config: config.clone(),
             listeners: passed,
+            authority,
             master,
         };
-        let setup = Frame::new(&setup, channel::copies(&descriptors)?)?;
+        let setup = Frame::new(&setup, copies)?;
         let (sender, receiver) = Channel::new(ours).split()?;
         let (queue, queued) = mpsc::channel(QUEUE);
         // The queue is new: there is room.

@@ -7,19 +7,27 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::authority::Passing;
 use crate::catalog::Product;
 use crate::config::Config;
 use crate::intercept::{InterceptStatus, PodRef, Taken, tc};
+use crate::observe::distrust::DistrustStatus;
 use crate::relay::network::NetworkId;
-use crate::tls::{ModuleStatus, RootsStatus};
+use crate::relay::outcome::ClientTls;
+use crate::tls::ca::AuthoritiesStatus;
+use crate::tls::{ModuleStatus, RootsStatus, TrustStatus};
 
-/// The first message to a worker. Its listeners are the descriptors beside it, in this order.
+/// The first message to a worker. The descriptors beside it are its listeners and then the files of the local authority, in
+/// this order.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Setup {
     /// What to do.
     pub config: Config,
     /// What each descriptor is.
     pub listeners: Vec<Passed>,
+    /// What the descriptors after those of the listeners are.
+    #[serde(default)]
+    pub authority: Passing,
     /// The master's state at this moment.
     pub master: MasterStatus,
 }
@@ -269,14 +277,26 @@ pub struct WorkerStatus {
     pub module: ModuleStatus,
     /// The trust roots.
     pub roots: RootsStatus,
+    /// The local authority, when there is one that may sign.
+    pub authority: Option<AuthoritiesStatus>,
+    /// Why the local authority that is there may not sign.
+    pub authority_problem: Option<String>,
     /// TLS policy in force.
     pub tls_policy: crate::config::TlsPolicy,
+    /// Intercepted Agents that speak HTTPS.
+    pub https: HttpsStatus,
     /// Client connections at this moment.
     pub connections: u64,
     /// Per product, only those that were used.
     pub products: Vec<ProductStatus>,
     /// How often which TLS parameters were agreed on towards intakes.
     pub upstream_tls: Vec<UpstreamTlsStatus>,
+    /// How sessions with intakes were made, and what else was seen of them.
+    pub upstream_sessions: Vec<UpstreamSessionStatus>,
+    /// How intakes are judged beyond the roots, and who we are for them.
+    pub trust: TrustStatus,
+    /// `upstream.proxy.url`
+    pub outbound_proxy: Option<String>,
 }
 
 /// One product's figures since the worker started.
@@ -292,6 +312,27 @@ pub struct ProductStatus {
     pub bytes_down: u64,
 }
 
+/// Intercepted Agents that speak HTTPS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpsStatus {
+    /// What is done with them: `terminate`, `passthrough` or `refuse`.
+    pub handling: String,
+    /// Their TLS sessions by what was agreed on.
+    pub sessions: Vec<ClientTlsStatus>,
+    /// Clients that do not trust the local authority.
+    pub distrusting: Vec<DistrustStatus>,
+}
+
+/// TLS sessions of Agents with the same parameters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientTlsStatus {
+    /// What they agreed on.
+    #[serde(flatten)]
+    pub tls: ClientTls,
+    /// How many.
+    pub sessions: u64,
+}
+
 /// Handshakes with the same parameters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpstreamTlsStatus {
@@ -303,4 +344,17 @@ pub struct UpstreamTlsStatus {
     pub group: String,
     /// How many handshakes.
     pub handshakes: u64,
+}
+
+/// Sessions with the same facts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpstreamSessionStatus {
+    /// The outbound proxy that they went through, `host:port`; absent when they went without.
+    pub proxy: Option<String>,
+    /// The pin that their path holds; absent without pins.
+    pub pin: Option<String>,
+    /// True when our client certificate was presented.
+    pub client_certificate: bool,
+    /// How many.
+    pub sessions: u64,
 }

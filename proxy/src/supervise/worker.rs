@@ -13,24 +13,28 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
+use super::authority::{self, Passing};
 use super::broker::Broker;
 use super::channel::Channel;
 use super::privileges;
-use super::protocol::{FromWorker, MasterStatus, Passed, Purpose, Setup, WorkerStatus};
+use super::protocol::{FromWorker, HttpsStatus, MasterStatus, Passed, Purpose, Setup, WorkerStatus};
 use crate::catalog::Catalog;
 use crate::cli::Exit;
 use crate::cli::output::complain;
-use crate::config::{Config, TlsPolicy};
+use crate::config::{Config, HttpsPolicy, TlsPolicy};
 use crate::kubernetes;
 use crate::observe::http::{self, Facts};
 use crate::observe::logging;
 use crate::observe::metrics::Metrics;
 use crate::relay::network::Sockets;
+use crate::relay::upstream::outbound::Outbound;
 use crate::relay::upstream::resolve::{Intake, Resolver, Sources};
-use crate::relay::{self, Change, Listener, Role, Shared, Slots};
+use crate::relay::{self, Change, HttpsHandling, Listener, Role, Shared, Slots};
+use crate::secret::Secrets;
 use crate::tls;
 
 mod converse;
+mod trust;
 
 /// A worker of a master: standard input is the channel.
 pub fn run_for_master() -> Exit {
@@ -39,18 +43,24 @@ pub fn run_for_master() -> Exit {
         Ok(fd) => Channel::new(UnixStream::from(fd)),
         Err(error) => return fail_early(&format!("standard input is not the master's channel: {error}")),
     };
-    let (setup, descriptors) = match channel.receive::<Setup>() {
-        Ok((setup, descriptors)) if setup.listeners.len() == descriptors.len() => (setup, descriptors),
+    let (setup, mut descriptors) = match channel.receive::<Setup>() {
+        Ok((setup, descriptors))
+            if setup.listeners.len() + setup.authority.descriptors() == descriptors.len() =>
+        {
+            (setup, descriptors)
+        }
         Ok((setup, descriptors)) => {
             return fail_early(&format!(
-                "the master's set-up names {} listeners and came with {}",
+                "the master's set-up names {} listeners and {} files, and came with {} descriptors",
                 setup.listeners.len(),
+                setup.authority.descriptors(),
                 descriptors.len()
             ));
         }
         Err(error) => return fail_early(&format!("no set-up from the master: {error}")),
     };
     logging::start(&setup.config.log);
+    let secrets = Secrets::open(setup.config.upstream.secret_files().into_iter().flatten());
     if let Err(error) = privileges::give_up(&setup.config.worker.user) {
         return refuse(channel, Exit::NoPermission, &error.to_string());
     }
@@ -61,8 +71,10 @@ pub fn run_for_master() -> Exit {
             &format!("cannot ask to be told of the master's death: {error}"),
         );
     }
+    let files = descriptors.split_off(setup.listeners.len());
     let listeners = descriptors.into_iter().zip(setup.listeners).collect();
-    match Worker::start(setup.config, listeners, setup.master) {
+    let authority = (setup.authority, files);
+    match Worker::start(setup.config, listeners, authority, setup.master, &secrets) {
         Ok(worker) => worker.run(Some(channel)),
         Err((exit, message)) => refuse(channel, exit, &message),
     }
@@ -80,19 +92,27 @@ pub fn run_activated(config: Config, descriptors: Vec<OwnedFd>) -> Exit {
             }
         }
     }
+    let secrets = Secrets::open(config.upstream.secret_files().into_iter().flatten());
     if let Err(error) = privileges::give_up(&config.worker.user) {
         tracing::error!(%error, "cannot give up privileges");
         return Exit::NoPermission;
     }
-    // One descriptor for each address: one thread serves them.
+    // One descriptor for each address: one thread serves them. Nothing is intercepted, whatever the settings say.
     let config = Config {
+        intercept: crate::config::Intercept {
+            enabled: false,
+            https: HttpsPolicy::Passthrough,
+            ..config.intercept.clone()
+        },
         worker: crate::config::Worker {
             threads: 1,
             ..config.worker.clone()
         },
         ..config
     };
-    match Worker::start(config, listeners, MasterStatus::default()) {
+    // So no Agent's session is ever ended here.
+    let authority = (Passing::default(), Vec::new());
+    match Worker::start(config, listeners, authority, MasterStatus::default(), &secrets) {
         Ok(worker) => {
             super::notify::ready("explicit ports only: started by socket activation");
             worker.run(None)
@@ -138,6 +158,10 @@ struct Worker {
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
     roots: tls::RootsStatus,
+    /// Ends the TLS sessions of Agents; there when a local authority is.
+    server: Option<tls::Server>,
+    /// Why the authority that is there may not sign.
+    authority_problem: Option<String>,
     status_listeners: Vec<TcpListener>,
     drain: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
@@ -154,7 +178,9 @@ impl Worker {
     fn start(
         config: Config,
         listeners: Vec<(OwnedFd, Passed)>,
+        (passing, files): (Passing, Vec<OwnedFd>),
         master: MasterStatus,
+        secrets: &Secrets,
     ) -> Result<Self, Failure> {
         let module = tls::module::start()
             .map_err(|e| (Exit::Internal, format!("the crypto module is not usable: {e}")))?;
@@ -165,8 +191,12 @@ impl Worker {
             tested_environment = module.environment.tested,
             "the crypto module passed its integrity and known-answer tests"
         );
-        let client = tls::Client::new(&config.upstream).map_err(|e| (Exit::Config, e.to_string()))?;
+        let client = tls::Client::with_secrets(&config.upstream, secrets)
+            .map_err(|e| (Exit::Config, e.to_string()))?;
         let roots = client.roots().clone();
+        let (server, authority_problem) = authority::server(&config, &passing, files);
+        let https = https_handling(&config, server.as_ref(), authority_problem.as_deref())?;
+        let outbound = Outbound::new(&config.upstream, secrets).map_err(|e| (Exit::Config, e.to_string()))?;
         if let Err(error) = privileges::raise_open_files() {
             tracing::debug!(%error, "cannot raise the limit of open files");
         }
@@ -177,16 +207,21 @@ impl Worker {
         let config = Arc::new(config);
         let metrics = Arc::new(Metrics::new(module, master, config.log.access));
         let (tell, told) = mpsc::unbounded_channel();
+        metrics.set_authority(server.as_ref().map(tls::Server::authorities));
         let broker = Arc::new(Broker::new(tell.clone(), config.upstream.connect_timeout));
+        metrics.set_trust(client.trust());
         let shared = Arc::new(Shared {
             config: Arc::clone(&config),
             catalog: Arc::new(Catalog::new(&config.site)),
             tls: client,
+            outbound: outbound.map(Arc::new),
             resolver: Arc::new(Resolver::new(Sources::default(), runtime.handle().clone())),
             recorder: Arc::clone(&metrics) as Arc<dyn relay::Recorder>,
             slots: Arc::new(Slots::new(config.limits.max_connections)),
             origin: Arc::new(relay::kernel_original_dst),
+            peer: Arc::new(relay::kernel_peer),
             sockets: Arc::clone(&broker) as Arc<dyn Sockets>,
+            https,
         });
         let (drain, draining) = watch::channel(false);
         let (data, status_listeners) = sort(listeners, config.worker.threads);
@@ -211,6 +246,8 @@ impl Worker {
             shared,
             metrics,
             roots,
+            server,
+            authority_problem,
             status_listeners,
             drain,
             threads,
@@ -237,7 +274,9 @@ impl Worker {
         let told = self.told.take();
         let local = LocalSet::new();
         let result: std::io::Result<()> = local.block_on(&self.runtime, async {
+            tokio::task::spawn_local(trust::watch(self.shared.tls.clone(), Arc::clone(&self.metrics)));
             tokio::task::spawn_local(http::serve(status_listeners, facts, self.drain.subscribe()));
+            tokio::task::spawn_local(authority::watch(self.server.clone()));
             let mut joined =
                 tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| thread.join().is_ok()));
             // While requests in flight finish this runtime turns: they may still ask for an address or a socket.
@@ -311,11 +350,40 @@ impl Worker {
             uptime_seconds: self.started.elapsed().as_secs(),
             module: self.metrics.module().clone(),
             roots: self.roots.clone(),
+            authority: self.server.as_ref().map(tls::Server::authorities),
+            authority_problem: self.authority_problem.clone(),
             tls_policy: self.config.upstream.tls_policy,
+            https: HttpsStatus {
+                handling: self.shared.https.name().to_owned(),
+                sessions: self.metrics.client_tls(),
+                distrusting: self.metrics.distrusting(),
+            },
             connections: self.metrics.connections(),
             products: self.metrics.products(),
             upstream_tls: self.metrics.upstream_tls(),
+            upstream_sessions: self.metrics.upstream_sessions(),
+            trust: self.metrics.trust(),
+            outbound_proxy: self.config.upstream.proxy.url.as_ref().map(ToString::to_string),
         }
+    }
+}
+
+/// What the settings and the authority that is there come to.
+fn https_handling(
+    config: &Config,
+    server: Option<&tls::Server>,
+    problem: Option<&str>,
+) -> Result<HttpsHandling, Failure> {
+    let terminate = server.cloned().map(HttpsHandling::Terminate);
+    match config.intercept.https {
+        HttpsPolicy::Refuse => Ok(HttpsHandling::Refuse),
+        HttpsPolicy::Passthrough => Ok(HttpsHandling::Passthrough),
+        HttpsPolicy::Auto => Ok(terminate.unwrap_or(HttpsHandling::Passthrough)),
+        HttpsPolicy::Terminate => terminate.ok_or_else(|| {
+            let why = problem.unwrap_or("there is none; `agent-fips-proxy ca init` makes one");
+            let message = format!("intercept.https is terminate, and no local authority can sign: {why}");
+            (Exit::Config, message)
+        }),
     }
 }
 

@@ -1,24 +1,26 @@
 //! A proxy on its own thread, an upstream that checks what it gets, and a client that sees raw bytes.
 
-use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use agent_fips_proxy::catalog::{Catalog, Product};
 use agent_fips_proxy::config::{
-    Config, Explicit, Limits, ListenAddress, Log, LogFormat, Status, TlsPolicy, Upstream as UpstreamConfig,
-    UpstreamNetwork, Worker,
+    Config, Explicit, Limits, ListenAddress, Log, LogFormat, Status, Upstream as UpstreamConfig, Worker,
 };
 use agent_fips_proxy::relay::network::{MakingSocket, NetworkId, Sockets, Taken};
-use agent_fips_proxy::relay::outcome::{ConnectionRecord, RequestRecord, Via};
+use agent_fips_proxy::relay::outcome::{
+    ClientTls, ConnectionRecord, Process, RequestRecord, Said, TlsClient, Via,
+};
 use agent_fips_proxy::relay::upstream::Socket;
 use agent_fips_proxy::relay::upstream::connect::{Handshake, HandshakeFailure};
+use agent_fips_proxy::relay::upstream::outbound::Outbound;
 use agent_fips_proxy::relay::upstream::resolve::{Resolver, Sources};
-use agent_fips_proxy::relay::{Change, Listener, Recorder, Role, Shared, Slots, serve};
+use agent_fips_proxy::relay::{Change, HttpsHandling, Listener, Recorder, Role, Shared, Slots, serve};
+use agent_fips_proxy::secret::Secrets;
 use agent_fips_proxy::tls::{self, Negotiated};
 use socket2::{Domain, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -36,6 +38,8 @@ pub struct Plain {
     pub http2: bool,
     pub fail: bool,
     pub names: Arc<Mutex<Vec<String>>>,
+    /// What servers are judged by, as a number.
+    pub generation: Arc<AtomicU64>,
 }
 
 impl Handshake for Plain {
@@ -62,10 +66,14 @@ impl Handshake for Plain {
             suite: "TLS13_AES_256_GCM_SHA384".to_owned(),
             group: None,
             http2: self.http2,
-            resumed: false,
             peer: name.to_owned(),
+            ..Negotiated::default()
         };
         Ok((Box::new(socket), negotiated))
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 }
 
@@ -75,6 +83,11 @@ pub struct Records {
     pub connections: Mutex<Vec<ConnectionRecord>>,
     pub opened: AtomicUsize,
     pub sessions: Mutex<Vec<Negotiated>>,
+    pub client_sessions: Mutex<Vec<(TlsClient, ClientTls)>>,
+    /// Of handshakes with clients.
+    pub failures: Mutex<Vec<&'static str>>,
+    pub distrusting: Mutex<Vec<(TlsClient, Said)>>,
+    pub trusting: Mutex<Vec<TlsClient>>,
 }
 
 impl Recorder for Records {
@@ -92,6 +105,28 @@ impl Recorder for Records {
 
     fn upstream_connected(&self, tls: &Negotiated) {
         self.sessions.lock().unwrap().push(tls.clone());
+    }
+
+    fn client_tls(&self, client: &TlsClient, tls: &ClientTls) {
+        self.client_sessions
+            .lock()
+            .unwrap()
+            .push((client.clone(), tls.clone()));
+    }
+
+    fn client_tls_failed(&self, reason: &'static str) {
+        self.failures.lock().unwrap().push(reason);
+    }
+
+    fn client_trusts(&self, client: &TlsClient) {
+        self.trusting.lock().unwrap().push(client.clone());
+    }
+
+    fn client_distrusts(&self, client: &TlsClient, said: &Said) {
+        self.distrusting
+            .lock()
+            .unwrap()
+            .push((client.clone(), said.clone()));
     }
 }
 
@@ -137,6 +172,9 @@ pub struct Setup {
     /// What the intercept listener is.
     pub role: Role,
     pub sockets: Arc<Made>,
+    pub https: HttpsHandling,
+    /// Where intercepted connections come from.
+    pub process: Option<Process>,
 }
 
 pub struct Proxy {
@@ -171,6 +209,8 @@ impl Proxy {
                 taken: Taken::Cgroup,
             },
             sockets: Arc::default(),
+            https: HttpsHandling::Passthrough,
+            process: None,
         };
         change(&mut setup);
         let dir = tempfile::tempdir().unwrap();
@@ -195,12 +235,17 @@ impl Proxy {
             let shared = Arc::new(Shared {
                 catalog: Arc::new(Catalog::new(&setup.config.site)),
                 slots: Arc::new(Slots::new(setup.config.limits.max_connections)),
+                outbound: Outbound::new(&setup.config.upstream, &Secrets::default())
+                    .unwrap()
+                    .map(Arc::new),
                 config: Arc::new(setup.config),
                 tls: setup.tls,
                 resolver: Arc::new(Resolver::new(sources, runtime.handle().clone())),
                 recorder,
                 origin: Arc::new(move |_| Ok(setup.original)),
+                peer: Arc::new(move |_| setup.process.clone()),
                 sockets: setup.sockets,
+                https: setup.https,
             });
             let listeners = vec![
                 Listener {
@@ -305,16 +350,14 @@ pub fn config(upstream_port: u16) -> Config {
             port_range_start: 9803,
         },
         intercept: Config::default().intercept,
+        ca: Config::default().ca,
         upstream: UpstreamConfig {
             port: upstream_port,
-            network: UpstreamNetwork::Pod,
-            ca_file: None,
-            tls_policy: TlsPolicy::Fips,
             allow_private: vec!["127.0.0.0/8".parse().unwrap()],
-            endpoints: BTreeMap::new(),
             connect_timeout: Duration::from_secs(5),
             response_timeout: Duration::from_secs(10),
             pool_idle_timeout: Duration::from_secs(30),
+            ..Config::default().upstream
         },
         limits: Limits {
             max_connections: 64,

@@ -75,6 +75,75 @@ fn a_private_original_address_is_not_trusted_by_itself() {
     assert_eq!(upstream.connections(), 0);
 }
 
+/// PrivateLink: what was meant for a private address is neither sent elsewhere without a word, nor over the public network.
+#[test]
+fn a_private_original_address_that_is_not_allowed_is_named_and_nothing_else_is_dialled() {
+    let upstream = Upstream::start();
+    let proxy = Proxy::with(upstream.address, |setup| {
+        // The resolver of the host knows another, allowed address.
+        setup.original = "10.0.0.7:80".parse().unwrap();
+    });
+    let mut client = Client::connect(proxy.intercept);
+    client.send("GET / HTTP/1.1\r\nHost: trace.agent.ddog-gov.com\r\n\r\n");
+    let answer = client.response();
+    let body = String::from_utf8_lossy(&answer.body).into_owned();
+    assert_eq!(
+        (answer.status(), answer.header("x-agent-fips-proxy-error")),
+        (503, Some("no_address")),
+        "{body}"
+    );
+    assert!(
+        body.contains("10.0.0.7")
+            && body.contains("upstream.allow_private")
+            && body.contains("trace.agent.ddog-gov.com"),
+        "{body}"
+    );
+    assert_eq!(upstream.connections(), 0);
+}
+
+#[test]
+fn what_was_meant_for_a_private_address_never_leaves_for_a_public_one() {
+    // Nobody listens at the original address, and the name leads to a public one: a documentation range, where a
+    // connect would hang until the time-out.
+    let proxy = Proxy::with("127.0.0.66:1".parse().unwrap(), |setup| {
+        setup.hosts = hosts(&[[203, 0, 113, 1].into()]);
+        setup.config.upstream.connect_timeout = Duration::from_secs(60);
+    });
+    let since = Instant::now();
+    let mut client = Client::connect(proxy.intercept);
+    client.send("GET / HTTP/1.1\r\nHost: trace.agent.ddog-gov.com\r\n\r\n");
+    let answer = client.response();
+    let body = String::from_utf8_lossy(&answer.body).into_owned();
+    assert_eq!(answer.status(), 502, "{body}");
+    assert!(body.contains("127.0.0.66:1"), "{body}");
+    assert!(
+        since.elapsed() < Duration::from_secs(20),
+        "the public address was dialled"
+    );
+}
+
+#[test]
+fn an_endpoint_wins_over_the_original_address() {
+    let (original, endpoint) = (Upstream::start(), Upstream::start());
+    let proxy = Proxy::with(original.address, |setup| {
+        let endpoint = agent_fips_proxy::config::Endpoint {
+            host: "127.0.0.1".to_owned(),
+            port: Some(endpoint.address.port()),
+        };
+        setup.config.upstream.endpoints.insert(Product::Metrics, endpoint);
+    });
+    let mut client = Client::connect(proxy.intercept);
+    client.send(format!("GET / HTTP/1.1\r\nHost: {INTAKE}\r\n\r\n"));
+    assert_eq!(client.response().status(), 200);
+    assert_eq!((original.connections(), endpoint.connections()), (0, 1));
+    assert_eq!(endpoint.seen()[0].header("host"), Some(INTAKE));
+    assert_eq!(*proxy.tls.names.lock().unwrap(), [INTAKE]);
+    // Another product goes where it meant to.
+    client.send("GET / HTTP/1.1\r\nHost: trace.agent.ddog-gov.com\r\n\r\n");
+    assert_eq!(client.response().status(), 200);
+    assert_eq!((original.connections(), endpoint.connections()), (1, 1));
+}
+
 #[test]
 fn everything_else_is_tunnelled_byte_for_byte() {
     let echo = echo();
@@ -85,11 +154,6 @@ fn everything_else_is_tunnelled_byte_for_byte() {
             &b"GET / HTTP/1.1\r\nhost:  example.org \r\nX-a:b\r\n\r\n"[..],
         ),
         ("http1", b"GET / HTTP/1.0\r\n\r\n"),
-        ("tls", b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00"),
-        (
-            "http2",
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
-        ),
         ("opaque", b"\x00\x01\x02binary"),
         ("opaque", b"EHLO example.org\r\n"),
     ] {

@@ -246,6 +246,68 @@ fn endpoints_and_default_ports() {
 }
 
 #[test]
+fn of_public_and_private_addresses_the_allowed_ones_are_used() {
+    let upstream = Upstream::start();
+    let proxy = Proxy::with(upstream.address, |setup| {
+        setup.hosts = hosts(&[
+            [10, 0, 0, 1].into(),
+            "::ffff:10.0.0.2".parse().unwrap(),
+            [169, 254, 169, 254].into(),
+            "fe80::1".parse().unwrap(),
+            upstream.address.ip(),
+        ]);
+    });
+    assert_eq!(proxy.client().get("/").status(), 200);
+    assert_eq!(proxy.requests(1)[0].upstream_addr, Some(upstream.address));
+}
+
+#[test]
+fn an_endpoint_that_leads_to_a_private_address_needs_the_key_that_the_refusal_names() {
+    for address in [
+        "10.0.0.1",
+        "::ffff:10.0.0.1",
+        "169.254.169.254",
+        "fd00::1",
+        "127.0.0.1",
+    ] {
+        let upstream = Upstream::start();
+        let proxy = Proxy::with(upstream.address, |setup| {
+            setup.hosts = format!("{address} vpce-1.example.net\n");
+            setup.config.upstream.allow_private.clear();
+            let endpoint = Endpoint {
+                host: "vpce-1.example.net".to_owned(),
+                port: None,
+            };
+            setup.config.upstream.endpoints.insert(Product::Metrics, endpoint);
+        });
+        let answer = proxy.client().get("/");
+        let body = String::from_utf8_lossy(&answer.body).into_owned();
+        assert_eq!(answer.status(), 503, "{address}: {body}");
+        assert!(
+            body.contains("upstream.allow_private") && body.contains("vpce-1.example.net"),
+            "{address}: {body}"
+        );
+        assert_eq!(upstream.connections(), 0);
+    }
+}
+
+#[test]
+fn a_connection_takes_no_request_after_servers_are_judged_by_something_else() {
+    let upstream = Upstream::start();
+    let proxy = Proxy::start(upstream.address);
+    let mut client = proxy.client();
+    for _ in 0..3 {
+        client.get("/");
+    }
+    assert_eq!(upstream.connections(), 1);
+    proxy.tls.generation.store(1, Ordering::Relaxed);
+    for _ in 0..3 {
+        client.get("/");
+    }
+    assert_eq!(upstream.connections(), 2);
+}
+
+#[test]
 fn idle_connections_are_closed_in_time() {
     let upstream = Upstream::start();
     let proxy = Proxy::with(upstream.address, |setup| {

@@ -21,6 +21,7 @@ fn record(product: Option<Product>, outcome: Outcome, status: u16) -> RequestRec
         upstream_name: None,
         upstream_addr: None,
         tls: None,
+        http: "1.1",
         upstream_http: None,
         status,
         outcome,
@@ -79,6 +80,8 @@ fn open_connections_come_back_to_zero() {
             original_dst: None,
             class: Some("http1"),
             decision: "terminate",
+            process: None,
+            tls: None,
             name: None,
             outcome: Outcome::Ok,
             requests: 1,
@@ -101,14 +104,62 @@ fn handshakes_are_counted_by_parameters() {
         version: "TLSv1.3".to_owned(),
         suite: "TLS13_AES_256_GCM_SHA384".to_owned(),
         group: Some("secp256r1".to_owned()),
-        http2: false,
-        resumed: false,
         peer: "api.ddog-gov.com".to_owned(),
+        pin: Some("47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=".to_owned()),
+        client_certificate: true,
+        proxy: Some("proxy.example.net:3128".to_owned()),
+        ..Negotiated::default()
     };
     metrics.upstream_connected(&tls);
     metrics.upstream_connected(&tls);
     assert_eq!(metrics.upstream_tls()[0].handshakes, 2);
+    let session = &metrics.upstream_sessions()[0];
+    assert_eq!(
+        (session.sessions, session.proxy.clone(), session.pin.clone()),
+        (2, tls.proxy, tls.pin)
+    );
+    assert!(metrics.render().contains(
+        r#"agent_fips_proxy_upstream_sessions_total{proxy="proxy.example.net:3128",pin="47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=",client_certificate="true"} 2"#
+    ));
     assert!(metrics.render().contains(
         r#"agent_fips_proxy_upstream_tls_total{version="TLSv1.3",suite="TLS13_AES_256_GCM_SHA384",group="secp256r1"} 2"#
     ));
+}
+
+#[test]
+fn what_servers_are_judged_by_shows_up() {
+    let metrics = metrics();
+    assert!(metrics.render().contains("agent_fips_proxy_trust_alarms 0"));
+    assert!(!metrics.render().contains("crl"), "{}", metrics.render());
+    metrics.set_trust(TrustStatus {
+        crls: Some(crate::tls::CrlStatus {
+            folder: "/etc/crls".into(),
+            policy: crate::config::CrlPolicy::HardFail,
+            count: 3,
+            next_update: None,
+            next_update_unix: Some(1_800_000_000),
+            expired: vec!["/etc/crls/a.crl".to_owned()],
+            problems: vec!["/etc/crls/b.crl: no list".to_owned(), "c".to_owned()],
+            changes: 0,
+        }),
+        client_certificate: Some(crate::tls::ClientCertificateStatus {
+            file: "/etc/us.pem".into(),
+            sha256: "00".to_owned(),
+            not_after: String::new(),
+            not_after_unix: 1_900_000_000,
+        }),
+        alarms: vec!["one".to_owned()],
+        ..TrustStatus::default()
+    });
+    let text = metrics.render();
+    for line in [
+        "agent_fips_proxy_trust_alarms 1",
+        "agent_fips_proxy_crls 3",
+        "agent_fips_proxy_crls_expired 1",
+        "agent_fips_proxy_crls_unusable 2",
+        "agent_fips_proxy_crl_next_update_timestamp_seconds 1800000000",
+        "agent_fips_proxy_client_certificate_not_after_timestamp_seconds 1900000000",
+    ] {
+        assert!(text.contains(line), "{line} not in {text}");
+    }
 }

@@ -24,20 +24,32 @@ pub(in crate::relay) const OVERLOADED: &[u8] =
 Content-Length: 32\r\nRetry-After: 1\r\nX-Agent-FIPS-Proxy-Error: overloaded\r\nConnection: close\r\n\r\n\
 limits.max_connections reached.\n";
 
+/// What a client that speaks HTTP/2 in the clear is told (RFC 9113 sections 6.5 and 6.8): an empty SETTINGS frame, and a
+/// GOAWAY with HTTP_1_1_REQUIRED before its first stream.
+pub(in crate::relay) const GO_AWAY: &[u8] = &[
+    0, 0, 0, 4, 0, 0, 0, 0, 0, //
+    0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 13,
+];
+
 /// The status that goes with an outcome.
 pub(in crate::relay) fn status(outcome: Outcome) -> StatusCode {
     match outcome {
         Outcome::Ok => StatusCode::OK,
-        Outcome::BadRequest => StatusCode::BAD_REQUEST,
+        Outcome::BadRequest | Outcome::Unsupported => StatusCode::BAD_REQUEST,
         Outcome::Misdirected => StatusCode::MISDIRECTED_REQUEST,
         Outcome::ClientTimeout => StatusCode::REQUEST_TIMEOUT,
         Outcome::Overloaded | Outcome::Draining | Outcome::NoAddress => StatusCode::SERVICE_UNAVAILABLE,
         Outcome::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
         Outcome::UpstreamConnect
+        | Outcome::UpstreamProxy
         | Outcome::UpstreamTls
         | Outcome::UpstreamProtocol
         | Outcome::Internal
         | Outcome::ClientAborted
+        | Outcome::ClientTls
+        | Outcome::ClientDistrust
+        | Outcome::BelowPolicy
+        | Outcome::HttpsRefused
         | Outcome::NoOrigin => StatusCode::BAD_GATEWAY,
     }
 }
@@ -46,6 +58,12 @@ pub(in crate::relay) fn status(outcome: Outcome) -> StatusCode {
 pub(in crate::relay) fn refused(refusal: Refusal) -> (Outcome, &'static str) {
     match refusal {
         Refusal::Bad(reason) => (Outcome::BadRequest, reason),
+        Refusal::Unsupported(reason) => (Outcome::Unsupported, reason),
+        Refusal::Https => (
+            Outcome::HttpsRefused,
+            "an Agent speaks HTTPS and intercept.https is refuse: let it speak http (its fips settings), or set \
+             intercept.https to terminate",
+        ),
         Refusal::Misdirected => (
             Outcome::Misdirected,
             "Host is not an intake name that this connection serves",
@@ -55,10 +73,10 @@ pub(in crate::relay) fn refused(refusal: Refusal) -> (Outcome, &'static str) {
 
 /// The outcome of a violation.
 pub(in crate::relay) fn violated(violation: Violation) -> Outcome {
-    if violation.is_timeout() {
-        Outcome::ClientTimeout
-    } else {
-        Outcome::BadRequest
+    match violation {
+        Violation::HeadTimeout | Violation::BodyTimeout => Outcome::ClientTimeout,
+        Violation::Upgrade => Outcome::Unsupported,
+        _ => Outcome::BadRequest,
     }
 }
 

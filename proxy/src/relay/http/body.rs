@@ -8,10 +8,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use super::RequestTimer;
+use super::exchange::Exchange;
+use super::head::Violation;
 use super::record::Recording;
 use crate::relay::outcome::Outcome;
 use crate::relay::timer::LazyTimer;
@@ -46,10 +50,47 @@ struct Source {
     client_owes: bool,
     ended: bool,
     failed: bool,
+    /// It failed because the client owed bytes for too long.
+    stalled: bool,
+    /// Trailers (HTTP/2): of the present attempt when `true` says that it was given them.
+    trailers: Option<(HeaderMap, bool)>,
+    /// HTTP/2 only, where no guard stands before us: the client's time limit for the next part.
+    stall: Option<Stall>,
+}
+
+struct Stall {
+    timer: LazyTimer,
+    limit: Duration,
+    exchange: Rc<Exchange>,
+}
+
+impl Stall {
+    /// Ready when the client owes bytes for too long.
+    fn poll(&mut self, cx: &mut Context<'_>, progress: Instant) -> Poll<()> {
+        self.timer.poll(cx, progress + self.limit)
+    }
 }
 
 impl Upload {
+    /// The body of an HTTP/1 request, whose guard watches over its progress.
     pub(in crate::relay) fn new(incoming: Incoming) -> Self {
+        Self::with(incoming, None)
+    }
+
+    /// The body of an HTTP/2 request, which fails when the client sends nothing of it for `limit` while it is asked for.
+    pub(in crate::relay) fn watched(incoming: Incoming, limit: Duration, exchange: Rc<Exchange>) -> Self {
+        let timer = LazyTimer::new(Instant::now() + limit);
+        Self::with(
+            incoming,
+            Some(Stall {
+                timer,
+                limit,
+                exchange,
+            }),
+        )
+    }
+
+    fn with(incoming: Incoming, stall: Option<Stall>) -> Self {
         let length = incoming.size_hint().exact();
         let ended = incoming.is_end_stream();
         Self(Rc::new(RefCell::new(Source {
@@ -66,6 +107,9 @@ impl Upload {
             client_owes: false,
             ended,
             failed: false,
+            stalled: false,
+            trailers: None,
+            stall,
         })))
     }
 
@@ -80,7 +124,11 @@ impl Upload {
         source.keep = keep || source.bytes > 0;
         source.replayed = 0;
         source.given = 0;
+        if let Some((_, given)) = &mut source.trailers {
+            *given = false;
+        }
         source.progress = Instant::now();
+        source.client_owes = false;
         Some(UploadBody {
             source: Rc::clone(&self.0),
             attempt: source.attempt,
@@ -119,6 +167,11 @@ impl Upload {
     /// Reading it from the client failed.
     pub(in crate::relay) fn failed(&self) -> bool {
         self.0.borrow().failed
+    }
+
+    /// How the client is at fault that reading it failed, as far as it is not the guard that knows (HTTP/1).
+    pub(in crate::relay) fn violation(&self) -> Option<Violation> {
+        self.0.borrow().stalled.then_some(Violation::BodyTimeout)
     }
 
     /// When the intake is too slow: `limit` after the body's end or last progress; `None` while the client owes bytes.
@@ -173,23 +226,53 @@ impl Body for UploadBody {
             source.progress = Instant::now();
             return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
+        if let Some((trailers, given @ false)) = &mut source.trailers {
+            *given = true;
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers.clone()))));
+        }
         loop {
             let frame = match Pin::new(&mut source.incoming).poll_frame(cx) {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => {
-                    source.client_owes = true;
-                    return Poll::Pending;
+                    if !source.client_owes {
+                        // Since now, and not since the intake last took some.
+                        source.client_owes = true;
+                        source.progress = Instant::now();
+                    }
+                    let Some(stall) = &mut source.stall else {
+                        return Poll::Pending;
+                    };
+                    ready!(stall.poll(cx, source.progress));
+                    source.failed = true;
+                    source.stalled = true;
+                    return Poll::Ready(Some(Err(Violation::BodyTimeout.into())));
                 }
             };
             source.client_owes = false;
             source.progress = Instant::now();
+            if let Some(stall) = &source.stall {
+                stall.exchange.moved();
+            }
             let Some(frame) = frame else {
                 source.ended = true;
                 return Poll::Ready(None);
             };
             let frame = frame.inspect_err(|_| source.failed = true)?;
-            // Trailers end here; see `rewrite`.
-            let Ok(chunk) = frame.into_data() else { continue };
+            let chunk = match frame.into_data() {
+                Ok(chunk) => chunk,
+                // An HTTP/2 client's go on. hyper leaves them out where HTTP/1 could not carry them.
+                Err(frame) if source.stall.is_some() => {
+                    let Ok(trailers) = frame.into_trailers() else {
+                        continue;
+                    };
+                    source.ended = true;
+                    // Nobody asks for the end behind them.
+                    source.trailers = Some((trailers.clone(), true));
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                }
+                // An HTTP/1 client's end here; see `rewrite`.
+                Err(_) => continue,
+            };
             source.bytes += chunk.len() as u64;
             source.given += chunk.len() as u64;
             source.ended = source.incoming.is_end_stream();
@@ -210,7 +293,9 @@ impl Body for UploadBody {
 
     fn is_end_stream(&self) -> bool {
         let source = self.source.borrow();
-        source.replayed == source.kept.len() && source.incoming.is_end_stream()
+        source.replayed == source.kept.len()
+            && !matches!(source.trailers, Some((_, false)))
+            && source.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -244,6 +329,15 @@ impl Download {
             other => other,
         }
     }
+
+    /// An answer of ours without its words; the intake's as it is.
+    pub(super) fn without_own(self) -> Self {
+        match self {
+            Self::Own(_) => Self::Own(None),
+            Self::Recorded(_, recording) => Self::Recorded(None, recording),
+            relay @ Self::Relay(_) => relay,
+        }
+    }
 }
 
 /// The intake's response body, with everything that ends when it ends.
@@ -253,7 +347,9 @@ pub(in crate::relay) struct Relay {
     pub(in crate::relay) recording: Recording,
     /// The upstream connection: given back at the end of the body.
     pub(in crate::relay) lease: Lease,
-    pub(in crate::relay) timer: Rc<RefCell<LazyTimer>>,
+    pub(in crate::relay) timer: RequestTimer,
+    /// The client takes trailers: it speaks HTTP/2.
+    pub(in crate::relay) trailers: bool,
     pub(in crate::relay) timeout: Duration,
     pub(in crate::relay) progress: Instant,
 }
@@ -277,13 +373,25 @@ impl Relay {
                     return Poll::Ready(None);
                 }
                 Some(Err(error)) => {
-                    self.recording
-                        .fail(Outcome::UpstreamProtocol, "the intake broke the response body");
+                    // A request body that fails takes the answer along.
+                    let (outcome, why) = self
+                        .recording
+                        .clients_fault()
+                        .unwrap_or((Outcome::UpstreamProtocol, "the intake broke the response body"));
+                    self.recording.fail(outcome, why);
                     return Poll::Ready(Some(Err(error.into())));
                 }
                 Some(Ok(frame)) => {
-                    // HTTP/1.1 clients of ours never ask for trailers (`TE: trailers` is per hop and not passed on).
-                    let Ok(chunk) = frame.into_data() else { continue };
+                    let chunk = match frame.into_data() {
+                        Ok(chunk) => chunk,
+                        Err(trailers) if self.trailers => {
+                            // They are the end: hyper does not ask for another.
+                            self.finish();
+                            return Poll::Ready(Some(Ok(trailers)));
+                        }
+                        // HTTP/1.1 clients of ours never ask for trailers (`TE: trailers` is per hop and not passed on).
+                        Err(_) => continue,
+                    };
                     self.recording.add_bytes_down(chunk.len() as u64);
                     return Poll::Ready(Some(Ok(Frame::data(chunk))));
                 }

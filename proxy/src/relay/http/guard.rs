@@ -7,11 +7,10 @@
 //!
 //! It also owns the client's time limits: idle between requests, a slow head, a stalled body, an unread answer.
 
-use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -19,84 +18,16 @@ use tokio::time::Instant;
 
 use super::answer;
 use super::chunk::Chunked;
+use super::exchange::Exchange;
 use super::head::{self, Framing, Violation};
 use crate::config::Limits;
 use crate::relay::timer::LazyTimer;
 
 /// After a refusal or an answer before the end of the body, what the client still sends is read and thrown away for this
 /// long: closing at once would make the kernel send a reset, which can destroy the answer on its way (RFC 9112 section 9.6).
-const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// And at most this much of it.
-const LINGER_BYTES: usize = 512 * 1024;
-
-/// What the guard and the service tell each other about one connection.
-#[derive(Debug)]
-pub(in crate::relay) struct Exchange {
-    /// A request was handed to hyper and is not answered yet.
-    busy: Cell<bool>,
-    /// The guard holds something back and wants to be polled when `busy` ends.
-    waiting: RefCell<Option<Waker>>,
-    violation: Cell<Option<Violation>>,
-    /// A head is partly here.
-    partial: Cell<bool>,
-    /// Answer with `Connection: close` from now on.
-    last: Cell<bool>,
-    idle_since: Cell<Instant>,
-    requests: Cell<u64>,
-}
-
-impl Exchange {
-    pub(in crate::relay) fn new() -> Self {
-        Self {
-            busy: Cell::new(false),
-            waiting: RefCell::new(None),
-            violation: Cell::new(None),
-            partial: Cell::new(false),
-            last: Cell::new(false),
-            idle_since: Cell::new(Instant::now()),
-            requests: Cell::new(0),
-        }
-    }
-
-    /// Why the client's bytes were refused, if they were.
-    pub(in crate::relay) fn violation(&self) -> Option<Violation> {
-        self.violation.get()
-    }
-
-    /// True while a request head is partly received.
-    pub(in crate::relay) fn partial(&self) -> bool {
-        self.partial.get()
-    }
-
-    /// The next answer is the last on this connection.
-    pub(in crate::relay) fn set_last(&self) {
-        self.last.set(true);
-    }
-
-    /// See [`Exchange::set_last`].
-    pub(in crate::relay) fn is_last(&self) -> bool {
-        self.last.get()
-    }
-
-    /// Requests handed to hyper so far.
-    pub(in crate::relay) fn requests(&self) -> u64 {
-        self.requests.get()
-    }
-
-    /// The request is answered, or given up.
-    pub(in crate::relay) fn end(&self) {
-        self.busy.set(false);
-        self.idle_since.set(Instant::now());
-        if let Some(waker) = self.waiting.borrow_mut().take() {
-            waker.wake();
-        }
-    }
-
-    fn begin(&self) {
-        self.busy.set(true);
-        self.requests.set(self.requests.get() + 1);
-    }
-}
+pub(super) const LINGER_BYTES: usize = 512 * 1024;
 
 /// What the next byte from the client belongs to.
 #[derive(Debug)]
@@ -153,7 +84,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Guard<IO> {
     /// Guards `io`; `prefix` was read from it before.
     pub(in crate::relay) fn new(io: IO, prefix: Vec<u8>, exchange: Rc<Exchange>, limits: &Limits) -> Self {
         let now = Instant::now();
-        exchange.partial.set(!prefix.is_empty());
+        exchange.set_partial(!prefix.is_empty());
         Self {
             io,
             exchange,
@@ -200,7 +131,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Guard<IO> {
                     }
                     Err((used, violation)) => {
                         at += used;
-                        self.exchange.violation.set(Some(violation));
+                        self.exchange.violate(violation);
                         self.state = State::Broken(violation);
                     }
                 },
@@ -221,14 +152,18 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Guard<IO> {
             Ok(None) if bytes.len() > self.max_head => Err(Violation::HeadTooLarge),
             Ok(None) => {
                 self.searched = bytes.len();
-                self.exchange.partial.set(true);
+                self.exchange.set_partial(true);
                 return None;
             }
-            Ok(Some(end)) => head::check(&bytes[..end]).map(|head| (end, head.framing)),
+            Ok(Some(end)) => match head::check(&bytes[..end]) {
+                Ok(head) if head.upgrade => Err(Violation::Upgrade),
+                Ok(head) => Ok((end, head.framing)),
+                Err(violation) => Err(violation),
+            },
             Err(violation) => Err(violation),
         };
         self.searched = 0;
-        self.exchange.partial.set(false);
+        self.exchange.set_partial(false);
         match checked {
             Ok((end, framing)) => {
                 self.exchange.begin();
@@ -247,8 +182,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Guard<IO> {
     }
 
     fn refuse(&mut self, violation: Violation) {
-        self.exchange.violation.set(Some(violation));
-        self.exchange.partial.set(false);
+        self.exchange.violate(violation);
+        self.exchange.set_partial(false);
         self.state = State::Refused;
         self.closing = Closing::Answer {
             bytes: answer::refusal(violation),
@@ -296,8 +231,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Guard<IO> {
             return Some(since + self.idle_timeout);
         }
         match self.state {
-            State::Head if self.exchange.partial.get() => Some(self.head_since + self.header_timeout),
-            State::Head => Some(self.exchange.idle_since.get() + self.idle_timeout),
+            State::Head if self.exchange.partial() => Some(self.head_since + self.header_timeout),
+            State::Head => Some(self.exchange.idle_since() + self.idle_timeout),
             State::Length(_) | State::Chunked(_) => self.body_since.map(|since| since + self.idle_timeout),
             State::Hold | State::Refused | State::Broken(_) | State::Eof => None,
         }
@@ -324,9 +259,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Guard<IO> {
             ));
         }
         match self.state {
-            State::Head if self.exchange.partial.get() => self.refuse(Violation::HeadTimeout),
+            State::Head if self.exchange.partial() => self.refuse(Violation::HeadTimeout),
             State::Length(_) | State::Chunked(_) => {
-                self.exchange.violation.set(Some(Violation::BodyTimeout));
+                self.exchange.violate(Violation::BodyTimeout);
                 self.state = State::Broken(Violation::BodyTimeout);
             }
             _ => self.state = State::Eof,
@@ -336,11 +271,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Guard<IO> {
 
     /// Waits for the answer before; `true` when there is nothing to wait for.
     fn idle_or_wait(&self, cx: &Context<'_>) -> bool {
-        if self.exchange.busy.get() {
-            *self.exchange.waiting.borrow_mut() = Some(cx.waker().clone());
-            return false;
+        let idle = !self.exchange.is_busy();
+        if !idle {
+            self.exchange.wake_at_end(cx);
         }
-        true
+        idle
     }
 }
 
@@ -364,7 +299,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guard<IO> {
                         Poll::Pending
                     };
                 }
-                State::Hold if !this.exchange.busy.get() => {
+                State::Hold if !this.exchange.is_busy() => {
                     this.state = State::Head;
                     continue;
                 }

@@ -7,7 +7,7 @@
 use std::fmt;
 
 /// hyper's own bound on the number of headers; beyond it hyper would answer 431.
-const MAX_HEADERS: usize = 100;
+pub(super) const MAX_HEADERS: usize = 100;
 /// Methods are short; a longer token is not HTTP.
 const MAX_METHOD: usize = 32;
 
@@ -76,11 +76,6 @@ impl Violation {
             Self::BodyTimeout => "the request body made no progress within limits.idle_timeout",
         }
     }
-
-    /// True when the client was merely slow.
-    pub(in crate::relay) fn is_timeout(self) -> bool {
-        matches!(self, Self::HeadTimeout | Self::BodyTimeout)
-    }
 }
 
 impl fmt::Display for Violation {
@@ -110,6 +105,8 @@ pub(in crate::relay) struct Head<'a> {
     pub(in crate::relay) host: Option<&'a str>,
     /// The request target as sent.
     pub(in crate::relay) target: &'a str,
+    /// It asks for another protocol (RFC 9110 section 7.8): not served, but no fault either.
+    pub(super) upgrade: bool,
 }
 
 /// Finds the end of the head that begins at `bytes[0]`: the index behind its empty line. The first `seen` bytes were
@@ -142,7 +139,7 @@ pub(in crate::relay) fn check(head: &[u8]) -> Result<Head<'_>, Violation> {
 
     let mut host = None;
     let mut length: Option<u64> = None;
-    let mut chunked = false;
+    let (mut chunked, mut upgrade) = (false, false);
     let mut count = 0_usize;
     for line in lines {
         if line.is_empty() {
@@ -168,7 +165,7 @@ pub(in crate::relay) fn check(head: &[u8]) -> Result<Head<'_>, Violation> {
             }
             chunked = true;
         } else if name.eq_ignore_ascii_case(b"upgrade") {
-            return Err(Violation::Upgrade);
+            upgrade = true;
         }
     }
 
@@ -186,6 +183,7 @@ pub(in crate::relay) fn check(head: &[u8]) -> Result<Head<'_>, Violation> {
         framing,
         host,
         target,
+        upgrade,
     })
 }
 

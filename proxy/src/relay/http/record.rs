@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::answer;
 use super::body::Upload;
-use super::guard::Exchange;
+use super::exchange::Exchange;
 use crate::catalog::Product;
 use crate::relay::Recorder;
 use crate::relay::outcome::{Outcome, RequestRecord, Via};
@@ -33,6 +34,7 @@ pub(in crate::relay) fn begun(
     via: Via,
     client: SocketAddr,
     original_dst: Option<SocketAddr>,
+    http: &'static str,
     method: http::Method,
     path: String,
 ) -> RequestRecord {
@@ -46,6 +48,7 @@ pub(in crate::relay) fn begun(
         upstream_name: None,
         upstream_addr: None,
         tls: None,
+        http,
         upstream_http: None,
         status: 0,
         outcome: Outcome::ClientAborted,
@@ -61,6 +64,16 @@ impl Recording {
     /// The request's body was read to its end.
     pub(in crate::relay) fn is_request_complete(&self) -> bool {
         self.upload.is_complete()
+    }
+
+    /// What the client did to its request body, when that is why the request failed.
+    pub(in crate::relay) fn clients_fault(&self) -> Option<(Outcome, &'static str)> {
+        match self.exchange.violation().or_else(|| self.upload.violation()) {
+            Some(violation) => Some((answer::violated(violation), violation.reason())),
+            None => {
+                (self.upload.failed()).then_some((Outcome::ClientAborted, "the request body ended early"))
+            }
+        }
     }
 
     pub(in crate::relay) fn new(
@@ -114,6 +127,7 @@ impl Recording {
     }
 
     pub(in crate::relay) fn add_bytes_down(&mut self, bytes: u64) {
+        self.exchange.moved();
         self.record.bytes_down += bytes;
     }
 
@@ -139,7 +153,7 @@ impl Recording {
         self.record.duration = self.started.elapsed();
         self.record.bytes_up = self.upload.bytes();
         self.recorder.request(&self.record);
-        self.exchange.end();
+        self.exchange.end(self.record.outcome == Outcome::ClientAborted);
     }
 }
 

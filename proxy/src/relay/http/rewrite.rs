@@ -20,8 +20,14 @@ const SECRETS: [HeaderName; 5] = [
 /// Makes a client's headers fit for the intake. Host is set by whoever sends the request.
 ///
 /// `Expect` is taken away: hyper answers `100 Continue` itself when the body is first asked for, which is when a
-/// connection to the intake is there. Trailers are not forwarded (RFC 9110 section 6.5.1), so `Trailer` goes too.
-pub(super) fn request(headers: &mut HeaderMap) {
+/// connection to the intake is there. Trailers are not forwarded (RFC 9110 section 6.5.1), so `Trailer` goes too;
+/// those of HTTP/2 need no announcement.
+///
+/// True when the client says that it takes trailers, which is per hop: an HTTP/2 intake is told the same.
+pub(super) fn request(headers: &mut HeaderMap) -> bool {
+    let trailers = headers
+        .get(TE)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
     hop_by_hop(headers);
     headers.remove(HOST);
     headers.remove(EXPECT);
@@ -32,6 +38,7 @@ pub(super) fn request(headers: &mut HeaderMap) {
             }
         }
     }
+    trailers
 }
 
 /// Makes the intake's headers fit for the client.
@@ -99,7 +106,7 @@ mod tests {
                 HeaderValue::from_static(value),
             );
         }
-        request(&mut headers);
+        assert!(request(&mut headers));
         let left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         assert_eq!(left.len(), 3, "{left:?}");
         assert_eq!(headers["content-encoding"], "zstd1");

@@ -1,11 +1,14 @@
 //! A new configuration on SIGHUP, and the run-time switch of interception.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
 use super::Master;
 use crate::config::{Agents, Config, Intercept};
 use crate::intercept::InterceptError;
 use crate::observe::logging;
 use crate::supervise::protocol::ToWorker;
-use crate::supervise::{listeners, notify};
+use crate::supervise::{authority, listeners, notify};
 
 impl Master {
     pub(super) async fn reload(&mut self) {
@@ -39,7 +42,13 @@ impl Master {
         }
         let before = self.listeners.status();
         self.listeners.reconcile(&listeners::wanted(&new));
-        let mut replace = worker_view(&new) != worker_view(&self.config) || before != self.listeners.status();
+        let files = stamps(&new);
+        let authority = authority::identity(&new.ca);
+        let mut replace = worker_view(&new) != worker_view(&self.config)
+            || files != self.files
+            || authority != self.authority
+            || before != self.listeners.status();
+        self.files = files;
         let level = (new.log.level != self.config.log.level).then(|| new.log.level.clone());
         self.config = new;
         match self.interception.reconfigure(self.config.intercept.clone()) {
@@ -94,6 +103,8 @@ fn worker_view(config: &Config) -> Config {
     // Of interception the worker knows what to do with TLS, and whom to ask for pods.
     view.intercept = Intercept {
         https: config.intercept.https,
+        https_passthrough_names: config.intercept.https_passthrough_names.clone(),
+        https_below_policy: config.intercept.https_below_policy,
         agents: Agents {
             pods: config.intercept.agents.pods.clone(),
             ..Config::default().intercept.agents
@@ -101,4 +112,25 @@ fn worker_view(config: &Config) -> Config {
         ..Config::default().intercept
     };
     view
+}
+
+/// Path, inode, modification time, length.
+pub(super) type Stamp = (PathBuf, u64, i64, i64, u64);
+
+/// The files that a worker reads when it starts, as they are now: a change of one needs a new worker, too.
+pub(super) fn stamps(config: &Config) -> Vec<Option<Stamp>> {
+    config
+        .upstream
+        .files()
+        .map(|path| {
+            let file = std::fs::metadata(path).ok()?;
+            Some((
+                path.clone(),
+                file.ino(),
+                file.mtime(),
+                file.mtime_nsec(),
+                file.len(),
+            ))
+        })
+        .collect()
 }

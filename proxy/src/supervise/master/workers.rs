@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::Master;
 use crate::cli::Exit;
 use crate::relay::network::NetworkId;
+use crate::supervise::authority;
 use crate::supervise::process::{WorkerEvent, WorkerId, WorkerProcess};
 use crate::supervise::protocol::{FromWorker, ToWorker};
 
@@ -140,10 +141,13 @@ impl Master {
     pub(super) fn start_worker(&mut self) -> std::io::Result<()> {
         let id = self.next_worker;
         self.next_worker += 1;
+        let provided = authority::provide(&self.config);
+        self.authority = authority::identity(&self.config.ca);
         let worker = WorkerProcess::start(
             id,
             &self.config,
             &self.listeners,
+            provided,
             self.status(),
             self.events_tx.clone(),
         )?;

@@ -1,0 +1,319 @@
+//! An intercepted connection: who speaks first, what it speaks, what that means, and the way that follows from it.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::HttpsHandling;
+use super::accept::{Accepted, reject};
+use super::classify::{self, Class, First};
+use super::decide::{self, Decision, Refusal};
+use super::http::{Session, answer, head};
+use super::origin::{Origin, OriginalDst};
+use super::outcome::{ClientTls, Outcome, Said, TlsClient};
+use super::passthrough;
+use super::tunnel;
+use super::upstream::connect::Handshake;
+use crate::catalog::normalise;
+use crate::observe::redact;
+use crate::tls::observe::{ClientHello, Malformed};
+use crate::tls::server::{AcceptError, Alert, Server, alert};
+
+/// To its end and its record.
+pub(super) async fn run<H: Handshake>(
+    mut accepted: Accepted<H>,
+    original: OriginalDst,
+    mut stream: TcpStream,
+) {
+    let shared = std::sync::Arc::clone(&accepted.thread.shared);
+    let limits = &shared.config.limits;
+    let network = accepted.role.network();
+    accepted.recording.record.original_dst = Some(original.0);
+    if accepted.thread.is_own(network, original.0) {
+        return accepted.recording.end(
+            Outcome::NoOrigin,
+            Some("the original destination is our own listener".to_owned()),
+        );
+    }
+    // Who speaks first? A protocol in which the server does must not wait for us.
+    let mut dialled = None;
+    if timeout(classify::SILENCE, tunnel::spoke(&stream)).await.is_err() {
+        match tunnel::first_word(&shared, network, &stream, original).await {
+            tunnel::FirstWord::Client(server) => dialled = server,
+            tunnel::FirstWord::Server(server) => {
+                accepted.recording.record.class = Some(Class::Silent.name());
+                return accepted.tunnel(original, stream, Vec::new(), Some(server)).await;
+            }
+            tunnel::FirstWord::Nobody => return accepted.recording.end(Outcome::Ok, None),
+        }
+    }
+    let first = match classify::read(&mut stream, limits.max_header_bytes, limits.header_timeout).await {
+        Ok(first) => first,
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            return accepted
+                .recording
+                .end(Outcome::ClientTimeout, Some(error.to_string()));
+        }
+        // A health check: connected, said nothing, left.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            return accepted.recording.end(Outcome::Ok, None);
+        }
+        Err(error) => {
+            return accepted
+                .recording
+                .end(Outcome::ClientAborted, Some(error.to_string()));
+        }
+    };
+    accepted.recording.record.class = Some(first.class.name());
+    match first {
+        First {
+            bytes,
+            hello: Some(hello),
+            ..
+        } => accepted.tls(original, stream, bytes, hello, dialled).await,
+        First { class, bytes, .. } => accepted.clear(original, stream, class, bytes, dialled).await,
+    }
+}
+
+impl<H: Handshake> Accepted<H> {
+    /// It speaks in the clear.
+    async fn clear(
+        mut self,
+        original: OriginalDst,
+        stream: TcpStream,
+        class: Class,
+        bytes: Vec<u8>,
+        dialled: Option<TcpStream>,
+    ) {
+        let decision = match first_hosts(class, &bytes) {
+            Ok((target, host)) => {
+                let decision = decide::connection(class, target, host, &self.thread.shared.catalog);
+                // A refused Host may carry user-info: it is not recorded.
+                if !matches!(decision, Decision::Refuse(_)) {
+                    self.recording.record.name = target
+                        .or(host)
+                        .map(|host| redact::text(&normalise(host)).into_owned());
+                }
+                decision
+            }
+            // The guard refuses it with the reason, and writes the answer.
+            Err(_) => Decision::Terminate,
+        };
+        tracing::trace!(client = %self.client.0, class = class.name(), ?decision, "decided");
+        match decision {
+            Decision::Terminate => {
+                drop(dialled);
+                self.terminate(Origin::Intercepted(original), Session::clear(stream, bytes))
+                    .await;
+            }
+            Decision::Refuse(refusal) => {
+                let (outcome, reason) = answer::refused(refusal);
+                let said = match class {
+                    Class::Http2 => answer::GO_AWAY.to_vec(),
+                    _ => answer::raw(outcome, reason),
+                };
+                reject(stream, &said).await;
+                self.recording.end(outcome, Some(reason.to_owned()));
+            }
+            Decision::Tunnel | Decision::Passthrough => self.tunnel(original, stream, bytes, dialled).await,
+        }
+    }
+
+    /// It speaks TLS.
+    async fn tls(
+        mut self,
+        original: OriginalDst,
+        stream: TcpStream,
+        bytes: Vec<u8>,
+        hello: Result<ClientHello, Malformed>,
+        dialled: Option<TcpStream>,
+    ) {
+        let shared = std::sync::Arc::clone(&self.thread.shared);
+        let hello = match hello {
+            Ok(hello) => hello,
+            Err(malformed) => {
+                reject(stream, &alert::record(Alert::DecodeError)).await;
+                let why = format!("the ClientHello cannot be read: {malformed}");
+                return self.recording.end(Outcome::BadRequest, Some(why));
+            }
+        };
+        let process = (shared.peer)(&stream);
+        let name = hello.server_name.as_deref().map(normalise);
+        self.recording.record.name = name.as_deref().map(|name| redact::text(name).into_owned());
+        let decision = decide::tls(
+            name.as_deref(),
+            process.as_ref().and_then(|process| process.name.as_deref()),
+            shared.https.mode(),
+            &shared.config.intercept.https_passthrough_names,
+            &shared.catalog,
+        );
+        self.recording.record.process = process;
+        tracing::trace!(client = %self.client.0, class = "tls", ?decision, "decided");
+        match (decision, &shared.https) {
+            (Decision::Terminate, HttpsHandling::Terminate(server)) => {
+                drop(dialled);
+                let name = name.unwrap_or_default();
+                self.end_session(original, stream, bytes, server, &name).await;
+            }
+            (Decision::Passthrough, _) => self.pass(original, stream, bytes, &hello, dialled).await,
+            (Decision::Tunnel, _) => self.tunnel(original, stream, bytes, dialled).await,
+            (Decision::Refuse(_) | Decision::Terminate, _) => {
+                let (outcome, reason) = answer::refused(Refusal::Https);
+                reject(stream, &alert::record(Alert::AccessDenied)).await;
+                self.recording.end(outcome, Some(reason.to_owned()));
+            }
+        }
+    }
+
+    /// The Agent's session ends here.
+    async fn end_session(
+        mut self,
+        original: OriginalDst,
+        stream: TcpStream,
+        bytes: Vec<u8>,
+        server: &Server,
+        name: &str,
+    ) {
+        self.recording.record.decision = "terminate";
+        let shared = std::sync::Arc::clone(&self.thread.shared);
+        let limit = shared.config.limits.header_timeout;
+        let (stream, negotiated) = match timeout(limit, server.accept(bytes, stream)).await {
+            Ok(Ok(made)) => made,
+            Ok(Err(error)) => return self.not_made(name, &error),
+            Err(_) => {
+                let why = "the client did not finish its TLS handshake within limits.header_timeout";
+                shared.recorder.client_tls_failed("timeout");
+                return self.recording.end(Outcome::ClientTimeout, Some(why.to_owned()));
+            }
+        };
+        let tls = ClientTls {
+            decision: "terminate".to_owned(),
+            version: negotiated.version,
+            suite: negotiated.suite,
+            group: negotiated.group,
+            below: None,
+        };
+        shared.recorder.client_tls(&self.tls_client(name), &tls);
+        self.recording.record.tls = Some(tls);
+        // The leaf was minted for the name that the library read: what is asked for must be that one.
+        let asking = self.tls_client(&normalise(&negotiated.peer));
+        let session = Session::tls(stream, asking, negotiated.http2);
+        self.terminate(Origin::Intercepted(original), session).await;
+    }
+
+    /// The handshake failed. A client that does not trust us is no fault of the moment: it will come back for ever.
+    fn not_made(mut self, name: &str, error: &AcceptError) {
+        let recorder = &self.thread.shared.recorder;
+        recorder.client_tls_failed(error.reason);
+        let said = match &error.alert {
+            Some(alert) if error.distrusts() => Some(Said::Alert(alert.clone())),
+            _ if error.may_distrust() => Some(Said::Nothing),
+            _ => None,
+        };
+        let outcome = match &said {
+            Some(Said::Alert(_)) => Outcome::ClientDistrust,
+            Some(Said::Nothing) => Outcome::ClientAborted,
+            None => Outcome::ClientTls,
+        };
+        if let Some(said) = said {
+            recorder.client_distrusts(&self.tls_client(name), &said);
+        }
+        self.recording.end(outcome, Some(error.to_string()));
+    }
+
+    fn tls_client(&self, name: &str) -> TlsClient {
+        TlsClient {
+            name: name.to_owned(),
+            process: self.recording.record.process.clone(),
+            network: self.role.network(),
+        }
+    }
+
+    /// The Agent's session is its own, and is held to the policy.
+    async fn pass(
+        mut self,
+        original: OriginalDst,
+        client: TcpStream,
+        bytes: Vec<u8>,
+        hello: &ClientHello,
+        dialled: Option<TcpStream>,
+    ) {
+        self.recording.record.decision = "passthrough";
+        let Some(server) = self.reach(original, dialled).await else {
+            return;
+        };
+        let shared = std::sync::Arc::clone(&self.thread.shared);
+        let asking = self.tls_client(self.recording.record.name.as_deref().unwrap_or_default());
+        let recording = &mut self.recording;
+        let passed = passthrough::run(client, server, &bytes, hello, &shared.config, |tls| {
+            shared.recorder.client_tls(&asking, &tls);
+            recording.record.tls = Some(tls);
+        })
+        .await;
+        self.recording.record.bytes_up = passed.up;
+        self.recording.record.bytes_down = passed.down;
+        self.recording.end(passed.outcome, passed.error);
+    }
+
+    /// It is left alone.
+    async fn tunnel(
+        mut self,
+        original: OriginalDst,
+        client: TcpStream,
+        bytes: Vec<u8>,
+        dialled: Option<TcpStream>,
+    ) {
+        self.recording.record.decision = "tunnel";
+        let Some(server) = self.reach(original, dialled).await else {
+            return;
+        };
+        let idle: Duration = self.thread.shared.config.limits.idle_timeout;
+        let copied = tunnel::run(client, server, &bytes, idle).await;
+        self.copied(copied);
+    }
+
+    /// The original destination, unless it cannot be reached, which is recorded.
+    async fn reach(&mut self, original: OriginalDst, dialled: Option<TcpStream>) -> Option<TcpStream> {
+        let server = match dialled {
+            Some(server) => Ok(server),
+            None => tunnel::dial(&self.thread.shared, self.role.network(), original).await,
+        };
+        match server {
+            Ok(server) => Some(server),
+            Err(error) => {
+                self.recording
+                    .end(Outcome::UpstreamConnect, Some(error.to_string()));
+                None
+            }
+        }
+    }
+
+    fn copied(&mut self, copied: tunnel::Copied) {
+        self.recording.record.bytes_up = copied.up;
+        self.recording.record.bytes_down = copied.down;
+        match copied.error {
+            None => self.recording.end(Outcome::Ok, None),
+            Some(error) => self
+                .recording
+                .end(Outcome::ClientAborted, Some(error.to_string())),
+        }
+    }
+}
+
+/// The authority of the first head's absolute target, and its Host. `Err`: the head is not one that we would serve or pass
+/// on.
+fn first_hosts(class: Class, bytes: &[u8]) -> Result<(Option<&str>, Option<&str>), head::Violation> {
+    if class != Class::Http1 {
+        return Ok((None, None));
+    }
+    let end = head::find_end(bytes, 0)?.ok_or(head::Violation::HeadTooLarge)?;
+    let head = head::check(&bytes[..end])?;
+    let absolute = head
+        .target
+        .get(..7)
+        .filter(|scheme| scheme.eq_ignore_ascii_case("http://"));
+    let authority = absolute.map(|_| head.target[7..].split(['/', '?']).next().unwrap_or_default());
+    Ok((authority, head.host))
+}
