@@ -11,8 +11,8 @@ use crate::cgroup::Cgroup;
 use crate::netns::Host;
 use crate::{capture, sibling, succeed};
 
-/// The version of the PyPI package that the cases were written with.
-const DATADOG: &str = "datadog==0.56.0";
+/// The versions of the PyPI packages that the cases were written with.
+const DATADOG: [&str; 2] = ["datadog==0.56.0", "datadog-api-client==2.62.0"];
 
 /// What curl saw.
 #[derive(Debug)]
@@ -120,27 +120,49 @@ impl Report {
     }
 }
 
-/// The Python of `target/venv` with the `datadog` package, made on first use.
+/// The Python of `target/venv` with the packages of [`DATADOG`], made on first use.
 pub fn python() -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .context("no checkout")?;
     let venv = root.join("target/venv");
     let python = venv.join("bin/python");
-    let there =
-        || capture(Command::new(&python).args(["-c", "import datadog"])).is_ok_and(|o| o.status.success());
+    let there = || {
+        capture(Command::new(&python).args(["-c", "import datadog, datadog_api_client"]))
+            .is_ok_and(|o| o.status.success())
+    };
     if !there() {
         succeed(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
-        succeed(Command::new(&python).args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            DATADOG,
-        ]))?;
+        succeed(
+            Command::new(&python)
+                .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+                .args(DATADOG),
+        )?;
     }
     Ok(python)
+}
+
+/// The client of `tests/clients/go` in `target/clients`, built when it is older than its source. Standard library only.
+pub fn go_client() -> Result<PathBuf> {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = tests.join("clients/go/main.go");
+    let folder = tests.parent().context("no checkout")?.join("target/clients");
+    let program = folder.join("go-client");
+    let changed = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified());
+    let fresh = matches!((changed(&program), changed(&source)), (Ok(built), Ok(source)) if built > source);
+    if !fresh {
+        std::fs::create_dir_all(&folder)?;
+        succeed(
+            Command::new("go")
+                .args(["build", "-o"])
+                .arg(&program)
+                .arg(&source)
+                .env("GO111MODULE", "off")
+                .env("GOFLAGS", "")
+                .env("GOCACHE", folder.join("go-cache")),
+        )?;
+    }
+    Ok(program)
 }
 
 /// Runs a Python script on a host, in a cgroup if one is given; its standard output.

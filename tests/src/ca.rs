@@ -1,16 +1,22 @@
 //! A certificate authority for the fake intake, with leaves that are good and leaves that are wrong in one way each.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use anyhow::Result;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData, RevokedCertParams, SerialNumber,
+    date_time_ymd,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
-/// An authority that the proxy is told to trust (`upstream.ca_file`).
+/// An authority that the proxy is told to trust (`upstream.ca_file`), or that a gateway trusts for its clients.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
+    certificate: CertificateDer<'static>,
 }
 
 /// What is wrong with a leaf.
@@ -38,6 +44,10 @@ pub struct Leaf {
     pub key: PrivateKeyDer<'static>,
     /// Certificate and key, for a server that reads files.
     pub pem: String,
+    /// Its serial number, for revocation lists.
+    pub serial: SerialNumber,
+    /// SHA-256 of its public key, in base64: a pin.
+    pub pin: String,
 }
 
 impl Authority {
@@ -52,11 +62,52 @@ impl Authority {
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(2095, 1, 1);
         let key = KeyPair::generate()?;
-        let pem = params.self_signed(&key)?.pem();
+        let certificate = params.self_signed(&key)?;
         Ok(Self {
+            pem: certificate.pem(),
+            certificate: certificate.der().clone(),
             issuer: Issuer::new(params, key),
-            pem,
         })
+    }
+
+    /// The same in DER, for a server that trusts it.
+    pub fn der(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// A revocation list in PEM that names these serial numbers, valid from 2020 until the beginning of a year.
+    pub fn crl(&self, revoked: &[&SerialNumber], until: i32) -> Result<String> {
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(until, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked
+                .iter()
+                .map(|serial| RevokedCertParams {
+                    serial_number: (*serial).clone(),
+                    revocation_time: date_time_ymd(2020, 1, 1),
+                    reason_code: None,
+                    invalidity_date: None,
+                })
+                .collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(params.signed_by(&self.issuer)?.pem()?)
+    }
+
+    /// A client certificate and its key, both in PEM.
+    pub fn client(&self) -> Result<(String, String)> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "agent-fips-proxy");
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        (params.not_before, params.not_after) = (date_time_ymd(2024, 1, 1), date_time_ymd(2089, 1, 1));
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok((certificate.pem(), key.serialize_pem()))
     }
 
     /// The authority's certificate.
@@ -80,6 +131,8 @@ impl Authority {
             Fault::NotYetValid => (date_time_ymd(2090, 1, 1), date_time_ymd(2091, 1, 1)),
             _ => (date_time_ymd(2024, 1, 1), date_time_ymd(2089, 1, 1)),
         };
+        let serial = SerialNumber::from(fresh_serial());
+        params.serial_number = Some(serial.clone());
         let key = KeyPair::generate()?;
         let certificate = match fault {
             Fault::SelfSigned => params.self_signed(&key)?,
@@ -90,6 +143,17 @@ impl Authority {
             chain: vec![certificate.der().clone()],
             pem: certificate.pem() + &key.serialize_pem(),
             key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            serial,
+            pin: STANDARD.encode(
+                aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &key.subject_public_key_info())
+                    .as_ref(),
+            ),
         })
     }
+}
+
+/// Never the same twice in a process: that is all a revocation list needs here.
+fn fresh_serial() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0x0100_0000);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
+use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
@@ -124,6 +125,8 @@ pub struct Session {
     pub suite: String,
     /// `X25519MLKEM768`.
     pub group: String,
+    /// The client showed a certificate.
+    pub client_certificate: bool,
 }
 
 /// A connection that never became a TLS session.
@@ -156,6 +159,15 @@ struct Shared {
 impl Intake {
     /// Binds on `host`, or here when there is none, and serves on a thread of its own.
     pub fn start(host: Option<&Host>, options: Options) -> Result<Self> {
+        Self::gateway(host, options, None)
+    }
+
+    /// The same; with `clients`, as a gateway that lets in who has a certificate of that authority.
+    pub fn gateway(
+        host: Option<&Host>,
+        options: Options,
+        clients: Option<CertificateDer<'static>>,
+    ) -> Result<Self> {
         let shared = Arc::new(Shared {
             api_key: options.api_key.clone(),
             connections: AtomicU64::new(0),
@@ -180,7 +192,7 @@ impl Intake {
                     let runtime = tokio::runtime::Builder::new_current_thread()
                         .enable_all()
                         .build()?;
-                    runtime.block_on(serve(options, state, &ready, stopped))
+                    runtime.block_on(serve(options, clients, state, &ready, stopped))
                 };
                 if let Err(error) = run() {
                     let _ = ready.send(Err(error));
@@ -260,11 +272,17 @@ impl Drop for Intake {
 
 async fn serve(
     options: Options,
+    clients: Option<CertificateDer<'static>>,
     shared: Arc<Shared>,
     ready: &std::sync::mpsc::Sender<Result<()>>,
     stopped: oneshot::Receiver<()>,
 ) -> Result<()> {
-    let acceptor = Arc::new(tls::Acceptor::new(options.leaf, options.peer, options.http2)?);
+    let acceptor = Arc::new(tls::Acceptor::new(
+        options.leaf,
+        options.peer,
+        options.http2,
+        clients,
+    )?);
     for address in options.addresses {
         let address = SocketAddr::new(address, options.port);
         let listener = TcpListener::bind(address)

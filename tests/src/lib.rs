@@ -5,8 +5,10 @@
 //! - [`kubernetes`]: a real one-node Kubernetes on such a host.
 //! - [`cgroup`]: child cgroups of the unified hierarchy.
 //! - [`ca`]: a certificate authority with good and bad leaves.
+//! - [`local_ca`]: the proxy's local authority, made as an operator makes it.
 //! - [`intake`]: a strict TLS intake that records what it saw, and a plain listener that catches leaks.
 //! - [`dns`]: a name server that knows no name.
+//! - [`forward`]: a site's outbound proxy, strict about what it is asked.
 //! - [`proxy`]: the binary under test: start, wait until ready, read its logs and metrics, stop.
 //! - [`agent`]: clients: curl and our load client.
 //! - [`bpf`]: which kernel objects are ours, and whether they are gone.
@@ -22,8 +24,10 @@ pub mod ca;
 pub mod cgroup;
 pub mod cni;
 pub mod dns;
+pub mod forward;
 pub mod intake;
 pub mod kubernetes;
+pub mod local_ca;
 pub mod netns;
 pub mod plain;
 pub mod proxy;

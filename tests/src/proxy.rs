@@ -275,12 +275,27 @@ impl Proxy<'_> {
 
     /// The fields of every access line about a request.
     pub fn access(&self) -> Vec<Value> {
+        self.access_lines("request")
+    }
+
+    fn access_lines(&self, about: &str) -> Vec<Value> {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.iter()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter(|line| line["target"] == "access" && line["fields"].get("method").is_some())
+            .filter(|line| line["target"] == "access" && line["fields"]["message"] == about)
             .map(|mut line| line["fields"].take())
             .collect()
+    }
+
+    /// Waits for the access line of a connection that was not terminated.
+    pub fn connection_line(&self, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        eventually("an access line of a connection", Duration::from_secs(5), || {
+            Ok(self
+                .access_lines("connection")
+                .into_iter()
+                .find(|fields| wanted(fields)))
+        })
+        .with_context(|| self.log())
     }
 
     /// Waits for the access line that `wanted` accepts: it is written after the client has its answer.

@@ -16,10 +16,16 @@ pub enum Need {
     Cni,
     /// The programs of a one-node Kubernetes (built when missing), on top of root.
     Kubernetes,
-    /// The PyPI package `datadog` in `target/venv` (made when missing).
+    /// The PyPI packages `datadog` and `datadog-api-client` in `target/venv` (made when missing).
     Python,
     /// The `openssl` program.
     OpenSsl,
+    /// The `go` compiler.
+    Go,
+    /// The `node` program.
+    Node,
+    /// `systemd-analyze`; systemd itself need not run.
+    Systemd,
 }
 
 impl Need {
@@ -35,11 +41,19 @@ impl Need {
             Self::Kubernetes if !root => Some("root is needed to run a Kubernetes node".to_owned()),
             Self::Kubernetes => crate::kubernetes::obstacle(),
             Self::Python => crate::agent::python().err().map(|error| format!("{error:#}")),
-            Self::OpenSsl => crate::capture(std::process::Command::new("openssl").arg("version"))
-                .err()
-                .map(|error| format!("{error:#}")),
+            Self::OpenSsl => absent("openssl", "version"),
+            Self::Go => absent("go", "version"),
+            Self::Node => absent("node", "--version"),
+            Self::Systemd => absent("systemd-analyze", "--version"),
         }
     }
+}
+
+/// Why a program cannot be run.
+fn absent(program: &str, word: &str) -> Option<String> {
+    crate::capture(std::process::Command::new(program).arg(word))
+        .err()
+        .map(|error| format!("{error:#}"))
 }
 
 /// One case. On failure the error chain is the report.

@@ -42,6 +42,8 @@ fn child(role: &str) -> ExitCode {
         "agent" => agent::run(rest),
         "loader" => scenarios::loader(rest),
         "acceptor" => scenarios::acceptor(rest),
+        "asker" => scenarios::asker(rest),
+        "heir" => agent::heir(rest),
         _ => scenarios::run(rest),
     };
     match result {

@@ -258,10 +258,10 @@ fn tls_of_the_agent_passes() -> Result<()> {
     let session = world.intake.seen().remove(0).session;
     // curl's OpenSSL prefers another suite and knows no hybrid group: the session is its own.
     check!(!session.group.contains("MLKEM"), "{session:?}");
-    harness::eventually("the tunnel's record", Duration::from_secs(5), || {
+    harness::eventually("its record", Duration::from_secs(5), || {
         let count = proxy.metrics()?.sum(
             "agent_fips_proxy_connections_total",
-            &[("via", "cgroup"), ("decision", "tunnel")],
+            &[("via", "cgroup"), ("decision", "passthrough")],
         );
         Ok((count == 1.0).then_some(()))
     })

@@ -1,5 +1,7 @@
 //! The harness on its own: a suite that trusts its tools only after they have been seen to catch what they must catch.
 
+#[path = "selfcheck/gateways.rs"]
+mod gateways;
 #[path = "selfcheck/pods.rs"]
 mod pods;
 
@@ -36,6 +38,16 @@ fn main() -> ExitCode {
             bad_certificates_are_bad,
         ),
         case("weak_peers_are_weak", &[Need::Root], weak_peers_are_weak),
+        case(
+            "outbound_proxy_finds_faults",
+            &[Need::Root],
+            gateways::outbound_proxy_finds_faults,
+        ),
+        case(
+            "gateway_asks_who_comes",
+            &[Need::Root],
+            gateways::gateway_asks_who_comes,
+        ),
         case("load_client_counts", &[Need::Root], load_client_counts),
         case(
             "python_client_runs",

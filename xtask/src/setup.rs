@@ -92,6 +92,21 @@ const NEEDS: &[Need] = &[
         packages: &["binutils"],
     },
     Need {
+        what: "Node (tests: a client with roots of its own)",
+        present: || has("node"),
+        packages: &["nodejs"],
+    },
+    Need {
+        what: "systemd-analyze (tests: which units a drop-in reaches; systemd need not run)",
+        present: || has("systemd-analyze"),
+        packages: &["systemd"],
+    },
+    Need {
+        what: "openssl (tests: a verifier and peers that are not ours)",
+        present: || has("openssl"),
+        packages: &["openssl"],
+    },
+    Need {
         what: "Python with venv (tests: the `datadog` client from PyPI)",
         present: || sh::succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"])),
         packages: &["python3", "python3-venv"],

@@ -2,7 +2,8 @@
 //!
 //! An "agent" in its own cgroup sends metrics, logs and traces to ordinary intake URLs over plain http, by IPv4 and IPv6.
 //! The proxy with its eBPF programs takes the connections; a TLS intake receives them. Every request is printed as it
-//! passes, then the totals, the module, and what was looked for and not found. Exit code 0 only if all arrived intact and
+//! passes, then the totals, the module, and what was looked for and not found; then the same for `https://` URLs under the
+//! local authority. Exit code 0 only if all arrived intact and
 //! nothing went around the proxy; 77 without the privilege.
 
 use std::collections::BTreeMap;
@@ -11,10 +12,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use harness::agent::{Load, Report};
+use harness::capture;
 use harness::cgroup::Cgroup;
+use harness::local_ca::LocalAuthority;
 use harness::proxy::{Launch, Proxy};
 use harness::world::{API_KEY, World};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What the agent sends: the paths of the Agent's own forwarders.
 const URLS: &[&str] = &[
@@ -52,9 +55,10 @@ fn demo(keep: bool) -> Result<bool> {
     println!("A host and an outside world in namespaces of their own; nothing else is contacted.\n");
     let world = World::new()?;
     let agent = Cgroup::new("datadog-agent.service")?;
-    let proxy = Launch::new(&world.host)
-        .config(&world.intercepting(&agent))?
-        .start()?;
+    let authority = LocalAuthority::new()?;
+    let mut config = world.intercepting(&agent);
+    config["ca"] = json!({"dir": authority.dir()});
+    let proxy = Launch::new(&world.host).config(&config)?.start()?;
     println!("  agent    cgroup {}", agent.inside());
     println!("  proxy    master {}, worker {}", proxy.pid(), proxy.worker()?);
     println!(
@@ -75,7 +79,7 @@ fn demo(keep: bool) -> Result<bool> {
     let shown = follow(&proxy, REQUESTS);
     let report = agent_load.wait()?;
     println!();
-    let good = verdict(&world, &proxy, &report, &shown)?;
+    let good = verdict(&world, &proxy, &report, &shown)? & https(&world, &agent, &authority, &proxy)?;
     if keep {
         look_around(&world, &agent, &proxy)?;
     }
@@ -206,18 +210,80 @@ fn verdict(world: &World, proxy: &Proxy<'_>, report: &Report, shown: &[Value]) -
             leaks.join("\n"),
         ),
     ];
+    let good = tell(&checks);
+    if !good {
+        println!("\nThe proxy's log:\n{}", proxy.log());
+    }
+    Ok(good)
+}
+
+/// The same for an Agent whose URLs are `https://`, as a stock Agent's are: curl stands for it, and is told of the local
+/// authority by the variable that `ca install` sets.
+fn https(world: &World, agent: &Cgroup, authority: &LocalAuthority, proxy: &Proxy<'_>) -> Result<bool> {
+    const HTTPS: &str = "https://api.ddog-gov.com/api/v1/series";
+    println!("\nAn Agent whose URLs are https://, unchanged, under the local authority:");
+    world.intake.take();
+    let (key, folder) = (format!("DD-API-KEY: {API_KEY}"), authority.dir().join("trust"));
+    let mut good = true;
+    for (family, version) in [("-4", "--http1.1"), ("-6", "--http2")] {
+        let mut command = world.host.command("env");
+        // What this machine's shells set would win over it.
+        for name in ["SSL_CERT_FILE", "CURL_CA_BUNDLE", "CURL_CA_PATH"] {
+            command.args(["-u", name]);
+        }
+        command.arg(format!("SSL_CERT_DIR={}", folder.display()));
+        command.args([
+            "curl",
+            "-sS",
+            "--noproxy",
+            "*",
+            "--max-time",
+            "30",
+            "-o",
+            "/dev/null",
+        ]);
+        command.args([
+            "-w",
+            "HTTP/%{http_version} %{http_code} from %{remote_ip} port %{remote_port}",
+        ]);
+        command.args([family, version, "-H", &key, "-d", "{}", HTTPS]);
+        let output = capture(&mut agent.wrap(&command))?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        println!(
+            "  POST {HTTPS}: {said} {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        good &= output.status.success() && said.contains(" 202 ");
+    }
+    let arrived = world.intake.take();
+    let ours = |one: &harness::intake::Seen| one.session.group.contains("MLKEM") && one.faults.is_empty();
+    let ended = proxy.status()?["https"]["sessions"].to_string();
+    let checks = [
+        ("both were answered 202", good, String::new()),
+        (
+            "both arrived once, intact, by a session of ours",
+            arrived.len() == 2 && arrived.iter().all(ours),
+            format!("{arrived:?}"),
+        ),
+        (
+            "the Agent's sessions ended here, with approved parameters",
+            ended.contains("terminate") && !ended.contains("passthrough"),
+            ended.clone(),
+        ),
+    ];
+    Ok(tell(&checks))
+}
+
+/// Prints them; true when all are good.
+fn tell(checks: &[(&str, bool, String)]) -> bool {
     println!();
-    for (what, good, details) in &checks {
+    for (what, good, details) in checks {
         match good {
             true => println!("  ok      {what}"),
             false => println!("  FAILED  {what}: {details}"),
         }
     }
-    let good = checks.iter().all(|(_, good, _)| *good);
-    if !good {
-        println!("\nThe proxy's log:\n{}", proxy.log());
-    }
-    Ok(good)
+    checks.iter().all(|(_, good, _)| *good)
 }
 
 /// Leaves everything running until Ctrl-C; a trickle of traffic goes on.

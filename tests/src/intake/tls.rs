@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::WebPkiClientVerifier;
 use rustls::version::{TLS12, TLS13};
+use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -36,7 +38,12 @@ pub(super) enum Acceptor {
 }
 
 impl Acceptor {
-    pub(super) fn new(leaf: Leaf, peer: Peer, http2: bool) -> Result<Self> {
+    pub(super) fn new(
+        leaf: Leaf,
+        peer: Peer,
+        http2: bool,
+        clients: Option<CertificateDer<'static>>,
+    ) -> Result<Self> {
         let mut provider = aws_lc_rs::default_provider();
         let versions: &[&rustls::SupportedProtocolVersion] = match peer {
             Peer::Tls11 => return Ok(Self::Tls11),
@@ -54,7 +61,7 @@ impl Acceptor {
         if peer == Peer::OnlyX25519 {
             provider.kx_groups = vec![aws_lc_rs::kx_group::X25519];
         }
-        let mut config = server_config(provider, versions, leaf)?;
+        let mut config = server_config(provider, versions, leaf, clients)?;
         if http2 {
             config.alpn_protocols.push(b"h2".to_vec());
         }
@@ -91,6 +98,7 @@ pub(super) fn session(stream: &TlsStream<TcpStream>) -> Session {
             .negotiated_key_exchange_group()
             .map(|g| format!("{:?}", g.name()))
             .unwrap_or_default(),
+        client_certificate: connection.peer_certificates().is_some(),
     }
 }
 
@@ -102,11 +110,23 @@ fn server_config(
     provider: CryptoProvider,
     versions: &[&'static rustls::SupportedProtocolVersion],
     leaf: Leaf,
+    clients: Option<CertificateDer<'static>>,
 ) -> Result<ServerConfig> {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
-        .with_protocol_versions(versions)?
-        .with_no_client_auth()
-        .with_single_cert(leaf.chain, leaf.key)?;
+    let provider = Arc::new(provider);
+    let builder =
+        ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions)?;
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(authority) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(authority)?;
+            let roots = Arc::new(roots);
+            builder.with_client_cert_verifier(
+                WebPkiClientVerifier::builder_with_provider(roots, provider).build()?,
+            )
+        }
+    };
+    let mut config = builder.with_single_cert(leaf.chain, leaf.key)?;
     // The FIPS provider would insist; a weak peer does not, and the client has to.
     config.require_ems = false;
     Ok(config)

@@ -3,7 +3,9 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,11 +16,15 @@ use nix::sys::socket::{setsockopt, sockopt::TcpFastOpenConnect};
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 
+/// What every client calls itself.
+pub const NAME: &str = "an agent";
+
 /// `<cgroup directory> <action> <arguments>`
 pub fn run(arguments: &str) -> Result<()> {
     let mut words = arguments.split(' ');
     let mut next = || words.next().context("too few arguments");
     let directory = next()?;
+    nix::sys::prctl::set_name(c"an agent")?;
     // Sockets belong to the cgroup of their maker: first move, then make one.
     fs::write(format!("{directory}/cgroup.procs"), "0").context("cannot enter the cgroup")?;
     let action = next()?;
@@ -27,6 +33,8 @@ pub fn run(arguments: &str) -> Result<()> {
         "load" => load(target.parse()?, next()?.parse()?)?,
         "until" => until(target)?,
         "hold" => hold(target.parse()?)?,
+        "inherited" => inherited(target.parse()?)?,
+        "unix" => unix(target)?,
         _ => single(action, target.parse()?),
     };
     println!("{seen}");
@@ -37,6 +45,7 @@ pub fn run(arguments: &str) -> Result<()> {
 fn single(action: &str, target: SocketAddr) -> Value {
     let result = match action {
         "connect" => connect(target),
+        "thread" => from_thread(target),
         "nonblocking" => nonblocking(target),
         "tfo-sendto" => fast_open_sendto(target),
         "tfo-connect" => fast_open_connect(target),
@@ -48,7 +57,9 @@ fn single(action: &str, target: SocketAddr) -> Value {
         other => Err(io::Error::other(format!("no action `{other}`"))),
     };
     match result {
-        Ok((reached, peer)) => json!({"reached": reached, "peer": peer.to_string()}),
+        Ok((reached, peer)) => {
+            json!({"reached": reached, "peer": peer.to_string(), "process": std::process::id()})
+        }
         Err(error) => json!({"error": error.raw_os_error(), "text": error.to_string()}),
     }
 }
@@ -81,6 +92,46 @@ fn connect(target: SocketAddr) -> Seen {
     let socket = socket(target)?;
     socket.connect_timeout(&target.into(), crate::seconds(5))?;
     listen(socket)
+}
+
+/// From a thread that is not the first, and has a name of its own.
+fn from_thread(target: SocketAddr) -> Seen {
+    std::thread::Builder::new()
+        .name("a thread".to_owned())
+        .spawn(move || connect(target))?
+        .join()
+        .map_err(|_| io::Error::other("a client thread panicked"))?
+}
+
+/// Makes a socket that a child inherits and connects: what the child saw.
+fn inherited(target: SocketAddr) -> Result<Value> {
+    let output = Command::new(std::env::current_exe()?)
+        .env(crate::ROLE, format!("heir {target}"))
+        .stdin(Stdio::from(OwnedFd::from(socket(target)?)))
+        .stderr(Stdio::inherit())
+        .output()?;
+    crate::world::answer("inherited", &output)
+}
+
+/// The child: `<target>`, with the socket as its standard input.
+pub fn heir(target: &str) -> Result<()> {
+    let target: SocketAddr = target.parse()?;
+    let socket = Socket::from(io::stdin().as_fd().try_clone_to_owned()?);
+    socket.connect(&target.into())?;
+    let (reached, peer) = listen(socket)?;
+    println!(
+        "{}",
+        json!({"reached": reached, "peer": peer.to_string(), "process": std::process::id()})
+    );
+    Ok(())
+}
+
+/// Connects to a Unix socket.
+fn unix(path: &str) -> Result<Value> {
+    let mut stream = UnixStream::connect(path)?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(json!({"reached": text, "process": std::process::id()}))
 }
 
 /// From a given source port. Closed by reset: no side keeps these ends in TIME_WAIT, so that they can be used again.

@@ -202,7 +202,7 @@ fn with_three_capabilities(world: &World, log: bool) -> Result<()> {
 pub(super) fn uninstall_leaves_nothing(world: &World) -> Result<()> {
     world.serve_direct(&[80])?;
     let mut loader = start_loader(world)?;
-    let ids = pinned_ids(Path::new("/sys/fs/bpf/agent-fips-proxy/v2"))?;
+    let ids = pinned_ids(&PinDirectory::find().context("no bpffs")?.root())?;
     ensure!(
         ids.links.len() == 5 && ids.programs.len() == 5 && ids.maps.len() == 12,
         "{ids:?}"

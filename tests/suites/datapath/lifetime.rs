@@ -214,7 +214,7 @@ pub(super) fn the_switch_detaches_and_attaches(world: &World) -> Result<()> {
 
 /// Links that this process or its pins hold. Not all of the kernel's: other scenarios run at the same time.
 fn own_link_count() -> usize {
-    let pinned = walk(Path::new("/sys/fs/bpf/agent-fips-proxy/v2/links"));
+    let pinned = PinDirectory::find().map_or(0, |pins| walk(&pins.links()));
     let open = fs::read_dir("/proc/self/fd")
         .map(|entries| {
             entries
@@ -303,11 +303,12 @@ pub(super) fn pins_of_another_version_are_replaced(world: &World) -> Result<()> 
 pub(super) fn what_another_layout_pinned_is_removed(world: &World) -> Result<()> {
     world.serve_direct(&[80])?;
     let own = Path::new("/sys/fs/bpf/agent-fips-proxy");
+    let current = PinDirectory::find().context("no bpffs")?.root();
     let target = "203.0.113.5:80";
     let mut loader = start_loader(world)?;
     loader.kill()?;
     loader.wait()?;
-    fs::rename(own.join("v2"), own.join("v1"))?;
+    fs::rename(&current, own.join("v1"))?;
     let seen = world.agent("agent", &format!("connect {target}"))?;
     ensure!(!seen["error"].is_null(), "the old hooks are not in force: {seen}");
 
@@ -317,7 +318,7 @@ pub(super) fn what_another_layout_pinned_is_removed(world: &World) -> Result<()>
     expect(&seen, target, target)?;
 
     proxy.interceptor.leave(true)?;
-    fs::rename(own.join("v2"), own.join("v1"))?;
+    fs::rename(&current, own.join("v1"))?;
     let report = intercept::uninstall()?;
     ensure!(report.links.len() == 5 && report.maps.len() == 12, "{report:?}");
     ensure!(!own.exists(), "{report:?}");

@@ -4,7 +4,7 @@ use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::thread;
 
-use agent_fips_proxy::intercept::{Cgroup2, Loaded, Namespace, NamespaceThread, PinDirectory};
+use agent_fips_proxy::intercept::{Cgroup2, Loaded, Namespace, NamespaceThread};
 use nix::sched::{CloneFlags, unshare};
 
 use super::*;

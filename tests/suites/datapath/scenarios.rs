@@ -6,6 +6,7 @@ mod lifetime;
 mod namespaces;
 mod network;
 mod packets;
+mod process;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use agent_fips_proxy::config::{Config, Datapath, Intercept, OnFailure};
 use agent_fips_proxy::intercept::{
-    self, AgentWatcher, ErrorKind, Interceptor, Listeners, OwnCgroup, preflight,
+    self, AgentWatcher, ErrorKind, Interceptor, Listeners, OwnCgroup, PinDirectory, preflight,
 };
 use anyhow::{Context, Result, ensure};
 use aya::maps::{MapInfo, loaded_maps};
@@ -73,6 +74,30 @@ pub const ALL: &[(&str, Scenario)] = &[
     (
         "getsockopt_is_otherwise_the_kernels",
         connections::getsockopt_is_otherwise_the_kernels,
+    ),
+    (
+        "a_taken_connection_tells_who_connected",
+        process::a_taken_connection_tells_who_connected,
+    ),
+    (
+        "an_inherited_socket_tells_who_connected_it",
+        process::an_inherited_socket_tells_who_connected_it,
+    ),
+    (
+        "what_nobody_took_tells_no_process",
+        process::what_nobody_took_tells_no_process,
+    ),
+    (
+        "the_peers_of_unix_sockets_are_the_kernels",
+        process::the_peers_of_unix_sockets_are_the_kernels,
+    ),
+    (
+        "a_process_without_rights_may_ask",
+        process::a_process_without_rights_may_ask,
+    ),
+    (
+        "processes_are_told_apart_across_pid_namespaces",
+        process::processes_are_told_apart_across_pid_namespaces,
     ),
     (
         "a_killed_loader_leaves_the_policy_in_force",
@@ -201,6 +226,7 @@ struct Proxy {
 }
 
 pub use network::acceptor;
+pub use process::asker;
 
 /// What a connection without an original destination is told.
 const LOST: &str = "lost";
@@ -209,16 +235,14 @@ impl Proxy {
     /// Loads, listens and attaches.
     fn start(config: &Intercept) -> Result<Self> {
         let mut this = Self::load(config)?;
-        this.set_listeners()?;
-        this.interceptor.switch_on()?;
+        this.switch_on()?;
         Ok(this)
     }
 
+    /// Loads and listens; who switches it on decides when.
     fn load(config: &Intercept) -> Result<Self> {
-        let own = Interceptor::enter_own_cgroup()?;
-        let v4 = TcpListener::bind("127.0.0.1:0")?;
-        let v6 = TcpListener::bind("[::1]:0")?;
-        for listener in [&v4, &v6] {
+        let this = Self::silent(config)?;
+        for listener in [&this.v4, &this.v6] {
             let listener = listener.try_clone()?;
             std::thread::spawn(move || {
                 for stream in listener.incoming().flatten() {
@@ -229,6 +253,14 @@ impl Proxy {
                 }
             });
         }
+        Ok(this)
+    }
+
+    /// Loads and listens, but accepts nothing by itself.
+    fn silent(config: &Intercept) -> Result<Self> {
+        let own = Interceptor::enter_own_cgroup()?;
+        let v4 = TcpListener::bind("127.0.0.1:0")?;
+        let v6 = TcpListener::bind("[::1]:0")?;
         let interceptor = Interceptor::load(config, &own)?;
         Ok(Self {
             interceptor,
@@ -236,6 +268,13 @@ impl Proxy {
             v6,
             own,
         })
+    }
+
+    /// Attaches, with the listeners.
+    fn switch_on(&mut self) -> Result<()> {
+        self.set_listeners()?;
+        self.interceptor.switch_on()?;
+        Ok(())
     }
 
     fn set_listeners(&mut self) -> Result<()> {

@@ -38,8 +38,8 @@ const BAD: &[(&str, &[&str])] = &[
         &["intercept.on_failure", "closed", "open"],
     ),
     (
-        "intercept: {https: terminate}\n",
-        &["intercept.https", "not available"],
+        "intercept: {https: decrypt}\n",
+        &["intercept.https", "terminate", "passthrough", "refuse"],
     ),
     (
         "intercept: {datapath: xdp}\n",

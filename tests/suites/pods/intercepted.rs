@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result};
 use harness::agent::curl;
 use harness::cni::{Node, Plugin, Pod, Style};
+use harness::local_ca::LocalAuthority;
 use harness::proxy::{Launch, Proxy};
 use harness::world::{API_KEY, BYSTANDER, ELSEWHERE, INTAKE4, INTAKE6, VERSIONED, World};
 use harness::{check, check_eq};
@@ -48,6 +49,8 @@ fn pods(plugin: Plugin, style: Style, datapath: &str, extra: &Value) -> Result<(
     for (key, value) in extra.as_object().into_iter().flatten() {
         settings["intercept"][key] = value.clone();
     }
+    let authority = LocalAuthority::new()?;
+    settings["ca"] = json!({"dir": authority.dir()});
     // What the other pod's requests look like without us.
     let before = clear_bytes(&world, &other)?;
     let proxy = Launch::new(&world.host).config(&settings)?.start()?;
@@ -66,6 +69,7 @@ fn pods(plugin: Plugin, style: Style, datapath: &str, extra: &Value) -> Result<(
             "{option}: where the connection went and came from"
         );
     }
+    https(&world, &proxy, &agent, &authority, datapath)?;
     bystanders(&world, &agent)?;
     check_eq!(clear_bytes(&world, &other)?, before, "the other pod's bytes");
     check!(
@@ -104,6 +108,57 @@ pub fn request(world: &World, proxy: &Proxy, pod: &Pod, option: &str, via: &str)
         (&json!(via), &json!("ok")),
         "{line}"
     );
+    Ok(())
+}
+
+/// A stock Agent in a pod: its HTTPS ends here, and who does not trust us is named as far as the datapath tells.
+fn https(world: &World, proxy: &Proxy, pod: &Pod, authority: &LocalAuthority, via: &str) -> Result<()> {
+    let (ca, key) = (
+        authority.certificate()?.display().to_string(),
+        format!("DD-API-KEY: {API_KEY}"),
+    );
+    let url = format!("https://{VERSIONED}/api/v2/series");
+    for (option, address, source, version) in [
+        ("-4", INTAKE4, pod.network.v4, "--http2"),
+        ("-6", INTAKE6, pod.network.v6, "--http1.1"),
+    ] {
+        let words = [option, version, "--cacert", &ca, "-H", &key, "-d", "{}", &url];
+        let answer = curl(&pod.network.host, Some(&pod.cgroup), &words)?;
+        check_eq!(answer.status, 202, "{option}: {answer:?}\n{}", proxy.log());
+        check_eq!(
+            answer.peer,
+            format!("{address} 443"),
+            "the peer that the Agent sees"
+        );
+        let seen = world.intake.take().pop().context("nothing at the intake")?;
+        check_eq!(
+            (seen.local.ip(), seen.peer.ip(), seen.host.as_str()),
+            (address, source, VERSIONED),
+            "{option}: where it went and came from"
+        );
+        check_eq!(seen.faults, Vec::<String>::new(), "faults");
+    }
+    let words = ["-4", "-H", &key, "-d", "{}", &url];
+    let answer = curl(&pod.network.host, Some(&pod.cgroup), &words)?;
+    check_eq!(answer.exit, 60, "curl without the authority: {answer:?}");
+    let status = proxy.status()?;
+    let one = &status["https"]["distrusting"][0];
+    check_eq!(one["name"], json!(VERSIONED), "{}", status["https"]);
+    check!(
+        one["network"].as_u64().is_some_and(|network| network > 0),
+        "{one}"
+    );
+    let process = if via == "cgroup" {
+        json!("curl")
+    } else {
+        json!(null)
+    };
+    check_eq!(one["process"]["name"], process, "{one}");
+    let shown = String::from_utf8(proxy.cli(&["status"])?.stdout)?;
+    let told = shown.lines().find(|line| line.contains("DISTRUSTS US"));
+    let told = told.context("not told to people")?;
+    println!("{told}");
+    check!(told.contains(pod.above.inside()), "it says whose it is: {told}");
     Ok(())
 }
 
