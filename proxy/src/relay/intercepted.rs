@@ -1,6 +1,7 @@
 //! An intercepted connection: who speaks first, what it speaks, what that means, and the way that follows from it.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -27,7 +28,7 @@ pub(super) async fn run<H: Handshake>(
     original: OriginalDst,
     mut stream: TcpStream,
 ) {
-    let shared = std::sync::Arc::clone(&accepted.thread.shared);
+    let shared = Arc::clone(&accepted.thread.shared);
     let limits = &shared.config.limits;
     let network = accepted.role.network();
     accepted.recording.record.original_dst = Some(original.0);
@@ -130,7 +131,7 @@ impl<H: Handshake> Accepted<H> {
         hello: Result<ClientHello, Malformed>,
         dialled: Option<TcpStream>,
     ) {
-        let shared = std::sync::Arc::clone(&self.thread.shared);
+        let shared = Arc::clone(&self.thread.shared);
         let hello = match hello {
             Ok(hello) => hello,
             Err(malformed) => {
@@ -177,7 +178,7 @@ impl<H: Handshake> Accepted<H> {
         name: &str,
     ) {
         self.recording.record.decision = "terminate";
-        let shared = std::sync::Arc::clone(&self.thread.shared);
+        let shared = Arc::clone(&self.thread.shared);
         let limit = shared.config.limits.header_timeout;
         let (stream, negotiated) = match timeout(limit, server.accept(bytes, stream)).await {
             Ok(Ok(made)) => made,
@@ -195,10 +196,10 @@ impl<H: Handshake> Accepted<H> {
             group: negotiated.group,
             below: None,
         };
-        shared.recorder.client_tls(&self.tls_client(name), &tls);
-        self.recording.record.tls = Some(tls);
         // The leaf was minted for the name that the library read: what is asked for must be that one.
         let asking = self.tls_client(&normalise(&negotiated.peer));
+        shared.recorder.client_tls(&asking, &tls);
+        self.recording.record.tls = Some(tls);
         let session = Session::tls(stream, asking, negotiated.http2);
         self.terminate(Origin::Intercepted(original), session).await;
     }
@@ -244,7 +245,7 @@ impl<H: Handshake> Accepted<H> {
         let Some(server) = self.reach(original, dialled).await else {
             return;
         };
-        let shared = std::sync::Arc::clone(&self.thread.shared);
+        let shared = Arc::clone(&self.thread.shared);
         let asking = self.tls_client(self.recording.record.name.as_deref().unwrap_or_default());
         let recording = &mut self.recording;
         let passed = passthrough::run(client, server, &bytes, hello, &shared.config, |tls| {

@@ -20,14 +20,9 @@ use super::answer;
 use super::chunk::Chunked;
 use super::exchange::Exchange;
 use super::head::{self, Framing, Violation};
+use super::linger::Linger;
 use crate::config::Limits;
 use crate::relay::timer::LazyTimer;
-
-/// After a refusal or an answer before the end of the body, what the client still sends is read and thrown away for this
-/// long: closing at once would make the kernel send a reset, which can destroy the answer on its way (RFC 9112 section 9.6).
-pub(super) const LINGER: Duration = Duration::from_secs(1);
-/// And at most this much of it.
-pub(super) const LINGER_BYTES: usize = 512 * 1024;
 
 /// What the next byte from the client belongs to.
 #[derive(Debug)]
@@ -51,7 +46,7 @@ enum Closing {
     Not,
     Answer { bytes: Vec<u8>, written: usize },
     Fin,
-    Linger { until: Instant, left: usize },
+    Linger(Linger),
     Done,
 }
 
@@ -396,28 +391,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<IO> {
                     // Nothing more can come after a complete message of a client that waits for its answer.
                     let finished = matches!(this.state, State::Hold) && this.pending.is_empty();
                     this.closing = if !this.eof && !finished {
-                        Closing::Linger {
-                            until: Instant::now() + LINGER,
-                            left: LINGER_BYTES,
-                        }
+                        Closing::Linger(Linger::begin())
                     } else {
                         Closing::Done
                     };
                 }
-                Closing::Linger { until, left } => {
-                    if this.timer.poll(cx, *until).is_ready() || *left == 0 {
-                        this.closing = Closing::Done;
-                        continue;
-                    }
-                    let mut scratch = [0_u8; 4096];
-                    let mut buf = ReadBuf::new(&mut scratch);
-                    match Pin::new(&mut this.io).poll_read(cx, &mut buf) {
-                        Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
-                            *left = left.saturating_sub(buf.filled().len());
-                        }
-                        Poll::Ready(_) => this.closing = Closing::Done,
-                        Poll::Pending => return Poll::Pending,
-                    }
+                Closing::Linger(linger) => {
+                    ready!(linger.poll(&mut this.io, &mut this.timer, cx));
+                    this.closing = Closing::Done;
                 }
                 Closing::Done => return Poll::Ready(Ok(())),
             }

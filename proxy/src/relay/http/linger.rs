@@ -1,24 +1,68 @@
-//! The end of an HTTP/2 client's connection: what the client still sends is read for a moment and thrown away.
+//! The end of a client's connection: what the client still sends is read for a moment and thrown away.
 //!
-//! Closing with bytes unread makes the kernel send a reset, which can destroy the GOAWAY that says why on its way to the
-//! client (RFC 9113 section 5.4.1 wants it sent; RFC 9112 section 9.6 tells of the reset). In HTTP/1 `guard` does the same.
+//! Closing with bytes unread makes the kernel send a reset, which can destroy our last words on their way to the client: in
+//! HTTP/1 a refusal, or an answer before the end of the body (RFC 9112 section 9.6 tells of the reset), in HTTP/2 the GOAWAY
+//! that says why (RFC 9113 section 5.4.1 wants it sent). In HTTP/1 `guard` decides when; in HTTP/2 [`Lingering`] always does.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::guard::{LINGER, LINGER_BYTES};
 use crate::relay::timer::LazyTimer;
+
+/// For how long it is read.
+const LINGER: Duration = Duration::from_secs(1);
+/// And at most this much of it.
+const LINGER_BYTES: usize = 512 * 1024;
+
+/// Our side has ended: until when, and how much, is still read.
+#[derive(Debug)]
+pub(super) struct Linger {
+    until: Instant,
+    left: usize,
+}
+
+impl Linger {
+    /// From now on.
+    pub(super) fn begin() -> Self {
+        Self {
+            until: Instant::now() + LINGER,
+            left: LINGER_BYTES,
+        }
+    }
+
+    /// Ready when the client has ended too, or it was enough.
+    pub(super) fn poll<IO: AsyncRead + Unpin>(
+        &mut self,
+        io: &mut IO,
+        timer: &mut LazyTimer,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let mut scratch = [0_u8; 4096];
+        while timer.poll(cx, self.until).is_pending() && self.left > 0 {
+            let mut buf = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut *io).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => {
+                    self.left = self.left.saturating_sub(buf.filled().len());
+                }
+                // Its end, or a fault: nothing more will come.
+                _ => break,
+            }
+        }
+        Poll::Ready(())
+    }
+}
 
 /// A client's connection that ends gently.
 #[derive(Debug)]
 pub(super) struct Lingering<IO> {
     io: IO,
-    /// Our side has ended: until when, and how much, is still read.
-    rest: Option<(LazyTimer, Instant, usize)>,
+    /// Our side has ended.
+    rest: Option<(LazyTimer, Linger)>,
 }
 
 impl<IO> Lingering<IO> {
@@ -58,27 +102,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<IO> {
         let Self { io, rest } = self.get_mut();
         if rest.is_none() {
             ready!(Pin::new(&mut *io).poll_shutdown(cx))?;
-            let until = Instant::now() + LINGER;
-            *rest = Some((LazyTimer::new(until), until, LINGER_BYTES));
+            let linger = Linger::begin();
+            *rest = Some((LazyTimer::new(linger.until), linger));
         }
-        let Some((timer, until, left)) = rest else {
-            return Poll::Ready(Ok(()));
-        };
-        let mut scratch = [0_u8; 4096];
-        while *left > 0 {
-            let mut buf = ReadBuf::new(&mut scratch);
-            match Pin::new(&mut *io).poll_read(cx, &mut buf) {
-                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
-                    *left = left.saturating_sub(buf.filled().len());
-                }
-                // Its end, or a fault: nothing more will come.
-                Poll::Ready(_) => break,
-                Poll::Pending => {
-                    ready!(timer.poll(cx, *until));
-                    break;
-                }
-            }
+        match rest {
+            Some((timer, linger)) => linger.poll(io, timer, cx).map(Ok),
+            None => Poll::Ready(Ok(())),
         }
-        Poll::Ready(Ok(()))
     }
 }
