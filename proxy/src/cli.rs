@@ -19,6 +19,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::cli::output::complain;
 use crate::config::{ConfigErrors, Inputs, Loaded, Reloader};
 use crate::intercept::{ErrorKind, InterceptError};
+use crate::observe::logging;
 
 /// Exit codes, after sysexits.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +125,12 @@ enum Verb {
 
 /// Runs the command line of this process.
 pub fn main() -> Exit {
+    let exit = verb();
+    logging::finish();
+    exit
+}
+
+fn verb() -> Exit {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -6,11 +6,12 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -47,6 +48,7 @@ pub struct Launch<'a> {
     env: Vec<(String, String)>,
     words: Vec<String>,
     prefix: Vec<String>,
+    unread: bool,
 }
 
 impl<'a> Launch<'a> {
@@ -59,6 +61,7 @@ impl<'a> Launch<'a> {
             env: Vec::new(),
             words: vec!["run".to_owned()],
             prefix: Vec::new(),
+            unread: false,
         }
     }
 
@@ -98,6 +101,12 @@ impl<'a> Launch<'a> {
     /// Puts a program in front, for example `setpriv` with its options.
     pub fn through(mut self, words: &[&str]) -> Self {
         self.prefix = words.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// Leaves its standard error unread until [`Proxy::read`], behind as small a pipe as there is.
+    pub fn unread(mut self) -> Self {
+        self.unread = true;
         self
     }
 
@@ -164,10 +173,18 @@ impl<'a> Launch<'a> {
         if let Some(output) = child.stdout.take() {
             collect(output, Arc::clone(&log));
         }
+        let mut unread = None;
         if let Some(errors) = child.stderr.take() {
-            collect(errors, Arc::clone(&log));
+            if self.unread {
+                // A page, which the kernel rounds up to (F_SETPIPE_SZ, fcntl(2)).
+                fcntl(&errors, FcntlArg::F_SETPIPE_SZ(1)).context("cannot make the pipe small")?;
+                unread = Some(errors);
+            } else {
+                collect(errors, Arc::clone(&log));
+            }
         }
         Ok(Proxy {
+            unread,
             host: self.host,
             child,
             log,
@@ -181,6 +198,7 @@ pub struct Proxy<'a> {
     host: &'a Host,
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
+    unread: Option<ChildStderr>,
     config: Option<PathBuf>,
 }
 
@@ -266,6 +284,13 @@ impl Proxy<'_> {
     /// Another invocation of the binary on the same host.
     pub fn cli(&self, words: &[&str]) -> Result<Output> {
         capture(self.host.command(binary()?).args(words))
+    }
+
+    /// Begins to read the standard error of a proxy that was started [`Launch::unread`].
+    pub fn read(&mut self) -> Result<()> {
+        let errors = self.unread.take().context("it is read already")?;
+        collect(errors, Arc::clone(&self.log));
+        Ok(())
     }
 
     /// Everything it printed so far.

@@ -1,5 +1,7 @@
 //! Explicit mode against the real binary: every port, the HTTP rules, refusals, start-up. No eBPF.
 
+#[path = "direct/log.rs"]
+mod log;
 #[path = "direct/smuggling.rs"]
 mod smuggling;
 #[path = "direct/startup.rs"]
@@ -58,6 +60,17 @@ fn main() -> ExitCode {
             &[Need::Root],
             smuggling::corpus_is_refused,
         ),
+        case(
+            "a_stuck_reader_stops_no_request",
+            &[Need::Root],
+            log::a_stuck_reader_stops_no_request,
+        ),
+        case(
+            "a_stuck_reader_stops_no_stop",
+            &[Need::Root],
+            log::a_stuck_reader_stops_no_stop,
+        ),
+        case("a_stop_loses_no_line", &[Need::Root], log::a_stop_loses_no_line),
         case(
             "bad_configuration_is_named",
             &[Need::Root],

@@ -25,6 +25,7 @@ pub(super) fn run(inputs: &InputArgs) -> Exit {
         }
     };
     logging::start(&loaded.config.log);
+    logging::detach();
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

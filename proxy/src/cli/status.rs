@@ -8,6 +8,7 @@ use super::{Exit, InputArgs};
 use crate::cli::output::{complain, say};
 use crate::config::Config;
 use crate::observe::distrust::{ago, cure};
+use crate::observe::logging::Lost;
 use crate::relay::network::NetworkId;
 use crate::supervise::admin::{self, Answer, Request};
 use crate::supervise::protocol::{
@@ -58,6 +59,16 @@ pub struct Report {
     trust: Option<TrustStatus>,
     outbound_proxy: Option<String>,
     worker_restarts: u64,
+    #[serde(default)]
+    log_lost: LogLost,
+}
+
+/// Log lines that were dropped.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct LogLost {
+    master: Lost,
+    /// Absent while no worker answers.
+    worker: Option<Lost>,
 }
 
 /// A process of ours.
@@ -100,6 +111,10 @@ impl Report {
             trust: None,
             outbound_proxy: None,
             worker_restarts: master.worker_restarts,
+            log_lost: LogLost {
+                master: master.log_lost,
+                worker: None,
+            },
         };
         if let Some(worker) = worker {
             report.worker = Some(Process {
@@ -117,6 +132,7 @@ impl Report {
             report.upstream_sessions = worker.upstream_sessions;
             report.trust = Some(worker.trust);
             report.outbound_proxy = worker.outbound_proxy;
+            report.log_lost.worker = Some(worker.log_lost);
         }
         report
     }
@@ -223,6 +239,14 @@ fn print(report: &Report) {
             worker.pid,
             report.worker_restarts
         );
+    }
+    for (process, lost) in [
+        ("master", Some(report.log_lost.master)),
+        ("worker", report.log_lost.worker),
+    ] {
+        if let Some(lost) = lost.filter(Lost::any) {
+            say!("log              LOST by the {process}: {lost}");
+        }
     }
     say!("connections      {}", report.connections);
     print_interception(&report.interception);

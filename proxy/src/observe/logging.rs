@@ -1,20 +1,37 @@
 //! The log: to standard error, where the journal picks it up; text or JSON; its level can change at run time.
+//!
+//! Lines are written where they come up until [`detach`]; from then on by a thread of their own ([`outlet`]), in the worker and
+//! in the master: neither a request nor the watch over Agents, workers and interfaces waits for whoever reads the log.
 
-use std::io::IsTerminal;
-use std::sync::OnceLock;
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{EnvFilter, filter_fn};
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt, reload};
 
 use crate::config::{Log, LogFormat};
+use outlet::{Kind, Outlet, Stderr};
+
+pub use outlet::Lost;
+
+mod clock;
+mod outlet;
 
 /// The target of the access log: one line per request.
 pub const ACCESS: &str = "access";
 
+/// How long the end of a process waits for its last lines to be written. A second more would be felt where a stuck reader
+/// delays a stop or an upgrade.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+/// There once lines are written by a thread of their own.
+static OUTLET: OnceLock<Arc<Outlet>> = OnceLock::new();
 
 /// Starts the log of this process. A second call only changes the level.
 pub fn start(log: &Log) {
@@ -26,15 +43,113 @@ pub fn start(log: &Log) {
     let registry = tracing_subscriber::registry()
         .with(filter)
         .with(filter_fn(may_be_shown));
-    let output = fmt::layer().with_writer(std::io::stderr);
+    let output = fmt::layer().with_timer(clock::Clock).with_writer(Lines);
     let started = match log.format {
         LogFormat::Json => registry.with(output.json().flatten_event(false)).try_init(),
         LogFormat::Text => registry
-            .with(output.with_ansi(std::io::stderr().is_terminal()))
+            .with(output.with_ansi(io::stderr().is_terminal()))
             .try_init(),
     };
     if started.is_ok() {
         let _ = LEVEL.set(handle);
+    }
+}
+
+/// From now on a thread of its own writes the lines. A process calls it once, as soon as it may start threads: the worker
+/// after it gave up its privileges, which it does for one thread only.
+pub fn detach() {
+    if OUTLET.get().is_some() {
+        return;
+    }
+    let outlet = Arc::new(Outlet::default());
+    let its = Arc::clone(&outlet);
+    let started = std::thread::Builder::new()
+        .name("log".to_owned())
+        .spawn(move || its.run(Stderr, || true));
+    match started {
+        Ok(_) => {
+            // Only one thread runs by now: nobody else has set it.
+            let _ = OUTLET.set(outlet);
+            std::panic::set_hook(Box::new(told_of_panic));
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot start a thread for the log: a slow reader of standard error slows us down");
+        }
+    }
+}
+
+/// Waits, for at most a second, until every line so far is written. To be called before the process ends.
+pub fn finish() {
+    if let Some(outlet) = OUTLET.get() {
+        outlet.flush(LAST_LINES);
+    }
+}
+
+/// Lines that were dropped since this process started.
+pub fn lost() -> Lost {
+    OUTLET.get().map_or_else(Lost::default, |outlet| outlet.lost())
+}
+
+/// Makes an access line, by an event with the target [`ACCESS`], where and when it is written; `size` is what `tell` holds,
+/// in bytes.
+pub fn later(size: usize, tell: impl FnOnce() + Send + 'static) {
+    match OUTLET.get() {
+        Some(outlet) => outlet.later(Kind::Access, size, tell),
+        None => tell(),
+    }
+}
+
+/// A release ends by a panic at once: what is queued comes out before, and the panic after it.
+fn told_of_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let backtrace = std::backtrace::Backtrace::capture();
+    let backtrace = (backtrace.status() == std::backtrace::BacktraceStatus::Captured).then_some(backtrace);
+    tracing::error!(
+        thread = thread.name().unwrap_or("-"),
+        backtrace = backtrace.map(tracing::field::display),
+        "{panic}"
+    );
+    finish();
+}
+
+/// Where the formatted lines go.
+struct Lines;
+
+struct Line(Kind);
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line(Kind::Detail)
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Line {
+        Line(if metadata.target() == ACCESS {
+            Kind::Access
+        } else if *metadata.level() <= Level::WARN {
+            Kind::Warning
+        } else {
+            Kind::Detail
+        })
+    }
+}
+
+impl Write for Line {
+    /// Called once a line: the layer formats first.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if outlet::on_writer(line) {
+            return Ok(line.len());
+        }
+        match OUTLET.get() {
+            Some(outlet) => outlet.line(self.0, line),
+            None => io::stderr().write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -64,8 +179,7 @@ fn filter(level: &str) -> EnvFilter {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{self, Write};
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use super::*;
 

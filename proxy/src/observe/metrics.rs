@@ -4,11 +4,12 @@
 mod authority;
 mod client_tls;
 mod kernel;
+mod lost;
 mod requests;
+mod shards;
 mod trust;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use prometheus_client::registry::Registry;
 
 use crate::catalog::{Product, TABLE};
 use crate::observe::access::AccessLog;
+use crate::observe::logging;
 use crate::relay::Recorder;
 use crate::relay::outcome::{
     ClientTls, ConnectionRecord, DECISIONS, Outcome, RequestRecord, Said, TlsClient, Via,
@@ -29,6 +31,9 @@ use crate::supervise::protocol::{MasterStatus, UpstreamTlsStatus};
 use crate::tls::ca::AuthoritiesStatus;
 use crate::tls::{ModuleStatus, Negotiated, TrustStatus};
 use client_tls::ClientTlsCounters;
+use shards::{At, Shards};
+
+pub use shards::count_as;
 
 /// Upper bounds of the latency buckets, in seconds: from a request answered on the same host to the longest response
 /// time-out that makes sense.
@@ -75,12 +80,7 @@ type SessionFacts = (Option<String>, Option<String>, bool);
 
 #[derive(Debug)]
 struct Counters {
-    requests: Vec<AtomicU64>,
-    products: Vec<ProductCounters>,
-    connections: Vec<AtomicU64>,
-    opened: [AtomicU64; VIAS.len()],
-    closed: [AtomicU64; VIAS.len()],
-    retries: AtomicU64,
+    shards: Shards,
     handshakes: Mutex<BTreeMap<(String, String, String), u64>>,
     sessions: Mutex<BTreeMap<SessionFacts, u64>>,
     trust: RwLock<TrustStatus>,
@@ -90,25 +90,11 @@ struct Counters {
     client_tls: ClientTlsCounters,
 }
 
-#[derive(Debug, Default)]
-struct ProductCounters {
-    bytes_up: AtomicU64,
-    bytes_down: AtomicU64,
-    micros: AtomicU64,
-    buckets: [AtomicU64; BUCKETS.len()],
-}
-
 impl Metrics {
-    /// No figure yet. `access` is `log.access`.
-    pub fn new(module: ModuleStatus, master: MasterStatus, access: bool) -> Self {
-        let zeros = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
+    /// No figure yet. `threads` is the number of data threads, `access` is `log.access`.
+    pub fn new(module: ModuleStatus, master: MasterStatus, threads: usize, access: bool) -> Self {
         let counters = Arc::new(Counters {
-            requests: zeros(PRODUCTS * VIAS.len() * OUTCOMES * CLASSES.len()),
-            products: (0..PRODUCTS).map(|_| ProductCounters::default()).collect(),
-            connections: zeros(VIAS.len() * DECISIONS.len() * OUTCOMES),
-            opened: Default::default(),
-            closed: Default::default(),
-            retries: AtomicU64::new(0),
+            shards: Shards::new(threads),
             handshakes: Mutex::default(),
             sessions: Mutex::default(),
             trust: RwLock::default(),
@@ -177,10 +163,14 @@ impl Metrics {
 
     /// Client connections open now.
     pub fn connections(&self) -> u64 {
-        let sum = |side: &[AtomicU64]| side.iter().map(|n| n.load(Relaxed)).sum::<u64>();
+        let sum = |side: fn(usize) -> At| {
+            (0..VIAS.len())
+                .map(|via| self.counters.shards.sum(side(via)))
+                .sum::<u64>()
+        };
         // Closed first: an opening in between must not make the difference negative.
-        let closed = sum(&self.counters.closed);
-        sum(&self.counters.opened).saturating_sub(closed)
+        let closed = sum(At::closed);
+        sum(At::opened).saturating_sub(closed)
     }
 
     /// Handshakes towards intakes by what they agreed on.
@@ -204,21 +194,22 @@ impl Metrics {
 
 impl Recorder for Metrics {
     fn request(&self, r: &RequestRecord) {
-        let c = &self.counters;
+        let mine = self.counters.shards.mine();
         let product = product_index(r.product);
         let class = usize::from(r.status / 100).min(CLASSES.len() - 1);
-        c.requests[request_index(product, via_index(r.via), outcome_index(r.outcome), class)]
-            .fetch_add(1, Relaxed);
-        let row = &c.products[product];
-        row.bytes_up.fetch_add(r.bytes_up, Relaxed);
-        row.bytes_down.fetch_add(r.bytes_down, Relaxed);
-        row.micros.fetch_add(micros(r.duration), Relaxed);
+        mine.add(
+            At::request(product, via_index(r.via), outcome_index(r.outcome), class),
+            1,
+        );
+        mine.add(At::bytes_up(product), r.bytes_up);
+        mine.add(At::bytes_down(product), r.bytes_down);
+        mine.add(At::micros(product), micros(r.duration));
         let seconds = r.duration.as_secs_f64();
         if let Some(bucket) = BUCKETS.iter().position(|bound| seconds <= *bound) {
-            row.buckets[bucket].fetch_add(1, Relaxed);
+            mine.add(At::bucket(product, bucket), 1);
         }
         if r.retries > 0 {
-            c.retries.fetch_add(u64::from(r.retries), Relaxed);
+            mine.add(At::retries(), u64::from(r.retries));
         }
         self.access.request(r);
     }
@@ -229,14 +220,14 @@ impl Recorder for Metrics {
             .iter()
             .position(|d| *d == r.decision)
             .unwrap_or(DECISIONS.len() - 1);
-        let index = (via * DECISIONS.len() + decision) * OUTCOMES + outcome_index(r.outcome);
-        self.counters.connections[index].fetch_add(1, Relaxed);
-        self.counters.closed[via].fetch_add(1, Relaxed);
+        let mine = self.counters.shards.mine();
+        mine.add(At::connection(via, decision, outcome_index(r.outcome)), 1);
+        mine.add(At::closed(via), 1);
         self.access.connection(r);
     }
 
     fn connection_opened(&self, via: Via) {
-        self.counters.opened[via_index(via)].fetch_add(1, Relaxed);
+        self.counters.shards.mine().add(At::opened(via_index(via)), 1);
     }
 
     fn client_tls(&self, _client: &TlsClient, tls: &ClientTls) {
@@ -302,8 +293,7 @@ impl Counters {
         for (via_at, via) in VIAS.iter().enumerate() {
             for (decision_at, decision) in DECISIONS.iter().enumerate() {
                 for (outcome_at, outcome) in Outcome::ALL.iter().enumerate() {
-                    let index = (via_at * DECISIONS.len() + decision_at) * OUTCOMES + outcome_at;
-                    let n = self.connections[index].load(Relaxed);
+                    let n = self.shards.sum(At::connection(via_at, decision_at, outcome_at));
                     if n > 0 {
                         let labels = [
                             ("via", via.label()),
@@ -322,8 +312,8 @@ impl Counters {
             MetricType::Gauge,
         )?;
         for (at, via) in VIAS.iter().enumerate() {
-            let closed = self.closed[at].load(Relaxed);
-            let open = self.opened[at].load(Relaxed).saturating_sub(closed);
+            let closed = self.shards.sum(At::closed(at));
+            let open = self.shards.sum(At::opened(at)).saturating_sub(closed);
             encode_gauge(&mut family, &[("via", via.label())], open)?;
         }
         Ok(())
@@ -383,6 +373,7 @@ impl Counters {
             attached,
         )?;
         encode_lone_counter(e, "worker_restarts", "Workers that died", master.worker_restarts)?;
+        lost::encode(logging::lost(), master.log_lost, e)?;
         match &master.interception.kernel {
             Some(kernel) => kernel::encode(kernel, e),
             None => Ok(()),
@@ -407,10 +398,6 @@ fn encode_counter<const N: usize>(family: &mut MetricEncoder, labels: &[(&str, &
 
 fn encode_gauge<const N: usize>(family: &mut MetricEncoder, labels: &[(&str, &str); N], n: u64) -> Encoded {
     ConstGauge::new(n).encode(family.encode_family(labels)?)
-}
-
-fn request_index(product: usize, via: usize, outcome: usize, class: usize) -> usize {
-    ((product * VIAS.len() + via) * OUTCOMES + outcome) * CLASSES.len() + class
 }
 
 /// The enum's own order is the index; [`Outcome::ALL`] and [`TABLE`] are held to it by a test.

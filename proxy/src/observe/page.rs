@@ -5,6 +5,7 @@ use std::fmt::{Display, Write};
 use crate::catalog::TABLE;
 use crate::observe::distrust::cure;
 use crate::observe::http::Facts;
+use crate::observe::logging::{self, Lost};
 use crate::supervise::protocol::ClientTlsStatus;
 
 const STYLE: &str = "
@@ -67,6 +68,7 @@ fn write(page: &mut String, facts: &Facts) -> std::fmt::Result {
         Some(detail) => row(page, "Interception", format_args!("{state}: {detail}"))?,
         None => row(page, "Interception", state)?,
     }
+    lost(page, logging::lost(), master.log_lost)?;
     page.push_str("</dl>");
     products(page, facts)?;
     upstream_tls(page, facts)?;
@@ -284,6 +286,20 @@ fn trust(page: &mut String, facts: &Facts) -> std::fmt::Result {
     }
     for alarm in &trust.alarms {
         write!(page, "<dt>Alarm</dt><dd class=\"bad\">{}</dd>", Html(alarm))?;
+    }
+    Ok(())
+}
+
+/// Log lines that were dropped; nothing while none was.
+fn lost(page: &mut String, worker: Lost, master: Lost) -> std::fmt::Result {
+    for (process, lost) in [("worker", worker), ("master", master)] {
+        if lost.any() {
+            write!(
+                page,
+                "<dt>Log</dt><dd class=\"bad\">lost by the {process}: {}</dd>",
+                Html(lost)
+            )?;
+        }
     }
     Ok(())
 }

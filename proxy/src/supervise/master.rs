@@ -18,6 +18,7 @@ use super::protocol::{FromWorker, MasterStatus, ToWorker, WorkerStatus};
 use crate::cli::Exit;
 use crate::config::{Config, Loaded, Reloader};
 use crate::intercept::{Changes, InterceptError};
+use crate::observe::logging;
 use crate::relay::network::NetworkId;
 
 /// How often state is pushed to the worker and the small chores are done.
@@ -336,6 +337,7 @@ impl Master {
             listeners: self.listeners.status(),
             interception: self.interception.status(),
             worker_restarts: self.restarts,
+            log_lost: logging::lost(),
         }
     }
 

@@ -12,6 +12,7 @@ use crate::catalog::Product;
 use crate::config::Config;
 use crate::intercept::{InterceptStatus, PodRef, Taken, tc};
 use crate::observe::distrust::DistrustStatus;
+use crate::observe::logging::Lost;
 use crate::relay::network::NetworkId;
 use crate::relay::outcome::ClientTls;
 use crate::tls::ca::AuthoritiesStatus;
@@ -160,6 +161,9 @@ pub struct MasterStatus {
     pub interception: InterceptionStatus,
     /// Workers that died or were replaced since start.
     pub worker_restarts: u64,
+    /// Log lines of the master that were dropped.
+    #[serde(default)]
+    pub log_lost: Lost,
 }
 
 impl MasterStatus {
@@ -297,6 +301,9 @@ pub struct WorkerStatus {
     pub trust: TrustStatus,
     /// `upstream.proxy.url`
     pub outbound_proxy: Option<String>,
+    /// Log lines of this worker that were dropped.
+    #[serde(default)]
+    pub log_lost: Lost,
 }
 
 /// One product's figures since the worker started.

@@ -25,7 +25,7 @@ use crate::config::{Config, HttpsPolicy, TlsPolicy};
 use crate::kubernetes;
 use crate::observe::http::{self, Facts};
 use crate::observe::logging;
-use crate::observe::metrics::Metrics;
+use crate::observe::metrics::{self, Metrics};
 use crate::relay::network::Sockets;
 use crate::relay::upstream::outbound::Outbound;
 use crate::relay::upstream::resolve::{Intake, Resolver, Sources};
@@ -182,6 +182,8 @@ impl Worker {
         master: MasterStatus,
         secrets: &Secrets,
     ) -> Result<Self, Failure> {
+        // Privileges are given up by now, which is done for one thread only; the data threads come later.
+        logging::detach();
         let module = tls::module::start()
             .map_err(|e| (Exit::Internal, format!("the crypto module is not usable: {e}")))?;
         let module = module.with_policy(config.upstream.tls_policy);
@@ -205,7 +207,12 @@ impl Worker {
             .build()
             .map_err(|e| (Exit::Internal, e.to_string()))?;
         let config = Arc::new(config);
-        let metrics = Arc::new(Metrics::new(module, master, config.log.access));
+        let metrics = Arc::new(Metrics::new(
+            module,
+            master,
+            config.worker.threads,
+            config.log.access,
+        ));
         let (tell, told) = mpsc::unbounded_channel();
         metrics.set_authority(server.as_ref().map(tls::Server::authorities));
         let broker = Arc::new(Broker::new(tell.clone(), config.upstream.connect_timeout));
@@ -235,6 +242,7 @@ impl Worker {
             let thread = std::thread::Builder::new()
                 .name(format!("data-{index}"))
                 .spawn(move || {
+                    metrics::count_as(index);
                     data_thread(listeners, changing, shared, draining);
                 });
             threads.push(thread.map_err(|e| (Exit::Internal, format!("cannot start a thread: {e}")))?);
@@ -364,6 +372,7 @@ impl Worker {
             upstream_sessions: self.metrics.upstream_sessions(),
             trust: self.metrics.trust(),
             outbound_proxy: self.config.upstream.proxy.url.as_ref().map(ToString::to_string),
+            log_lost: logging::lost(),
         }
     }
 }

@@ -1,15 +1,14 @@
 //! Requests: by product, way in, outcome and status, with their bytes and times.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
 
 use super::{
-    BUCKETS, CLASSES, Counters, Encoded, Metrics, NoLabels, PRODUCTS, ProductCounters, VIAS, encode_counter,
-    encode_lone_counter, product_name, request_index,
+    At, BUCKETS, CLASSES, Counters, Encoded, Metrics, NoLabels, PRODUCTS, VIAS, encode_counter,
+    encode_lone_counter, product_name,
 };
 use crate::relay::outcome::Outcome;
 use crate::supervise::protocol::ProductStatus;
@@ -17,7 +16,7 @@ use crate::supervise::protocol::ProductStatus;
 impl Metrics {
     /// Products that were used.
     pub fn products(&self) -> Vec<ProductStatus> {
-        let counters = &self.counters;
+        let shards = &self.counters.shards;
         (0..PRODUCTS)
             .filter_map(|product| {
                 let mut requests = BTreeMap::new();
@@ -25,20 +24,18 @@ impl Metrics {
                     let mut sum = 0;
                     for via in 0..VIAS.len() {
                         for class in 0..CLASSES.len() {
-                            sum +=
-                                counters.requests[request_index(product, via, outcome, class)].load(Relaxed);
+                            sum += shards.sum(At::request(product, via, outcome, class));
                         }
                     }
                     if sum > 0 {
                         requests.insert(label.label().to_owned(), sum);
                     }
                 }
-                let row = &counters.products[product];
                 (!requests.is_empty()).then(|| ProductStatus {
                     name: product_name(product).to_owned(),
                     requests,
-                    bytes_up: row.bytes_up.load(Relaxed),
-                    bytes_down: row.bytes_down.load(Relaxed),
+                    bytes_up: shards.sum(At::bytes_up(product)),
+                    bytes_down: shards.sum(At::bytes_down(product)),
                 })
             })
             .collect()
@@ -57,8 +54,9 @@ impl Counters {
             for (via_at, via) in VIAS.iter().enumerate() {
                 for (outcome_at, outcome) in Outcome::ALL.iter().enumerate() {
                     for (class_at, class) in CLASSES.iter().enumerate() {
-                        let n =
-                            self.requests[request_index(product, via_at, outcome_at, class_at)].load(Relaxed);
+                        let n = self
+                            .shards
+                            .sum(At::request(product, via_at, outcome_at, class_at));
                         if n > 0 {
                             let labels = [
                                 ("product", product_name(product)),
@@ -73,12 +71,12 @@ impl Counters {
             }
         }
         let mut family = e.encode_descriptor("bytes", "Body bytes relayed", None, MetricType::Counter)?;
-        for (product, row) in self.used_products() {
-            for (direction, n) in [("up", &row.bytes_up), ("down", &row.bytes_down)] {
+        for product in self.used_products() {
+            for (direction, at) in [("up", At::bytes_up(product)), ("down", At::bytes_down(product))] {
                 encode_counter(
                     &mut family,
-                    &[("direction", direction), ("product", product)],
-                    n.load(Relaxed),
+                    &[("direction", direction), ("product", product_name(product))],
+                    self.shards.sum(at),
                 )?;
             }
         }
@@ -88,20 +86,20 @@ impl Counters {
             None,
             MetricType::Histogram,
         )?;
-        for (product, row) in self.used_products() {
+        for product in self.used_products() {
             let buckets: Vec<(f64, u64)> = BUCKETS
                 .iter()
-                .zip(&row.buckets)
-                .map(|(bound, n)| (*bound, n.load(Relaxed)))
+                .enumerate()
+                .map(|(at, bound)| (*bound, self.shards.sum(At::bucket(product, at))))
                 .collect();
             let count = buckets.iter().map(|(_, n)| n).sum();
-            let sum = Duration::from_micros(row.micros.load(Relaxed)).as_secs_f64();
-            let labels = [("product", product)];
+            let sum = Duration::from_micros(self.shards.sum(At::micros(product))).as_secs_f64();
+            let labels = [("product", product_name(product))];
             family
                 .encode_family(&labels)?
                 .encode_histogram::<NoLabels>(sum, count, &buckets, None)?;
         }
-        let retries = self.retries.load(Relaxed);
+        let retries = self.shards.sum(At::retries());
         encode_lone_counter(
             e,
             "upstream_retries",
@@ -110,11 +108,8 @@ impl Counters {
         )
     }
 
-    fn used_products(&self) -> impl Iterator<Item = (&'static str, &ProductCounters)> {
-        self.products
-            .iter()
-            .enumerate()
-            .filter(|(_, row)| row.buckets.iter().any(|n| n.load(Relaxed) > 0))
-            .map(|(at, row)| (product_name(at), row))
+    fn used_products(&self) -> impl Iterator<Item = usize> {
+        (0..PRODUCTS)
+            .filter(|product| (0..BUCKETS.len()).any(|at| self.shards.sum(At::bucket(*product, at)) > 0))
     }
 }

@@ -6,6 +6,7 @@ fn metrics() -> Metrics {
     Metrics::new(
         crate::tls::module::start().unwrap(),
         MasterStatus::default(),
+        2,
         false,
     )
 }
