@@ -138,8 +138,8 @@ pub struct Interceptor {
     trouble: Vec<String>,
     /// What [`Interceptor::met_unknown_namespace`] counted last.
     unknown_seen: u64,
-    /// What [`Interceptor::count_flows`] counted last.
-    flows: usize,
+    /// What [`Interceptor::count_resources`] and [`Interceptor::count_flows`] counted last.
+    resources: Resources,
     agents: BTreeMap<Selector, AgentStatus>,
 }
 
@@ -197,7 +197,7 @@ impl Interceptor {
             pods_known: config.agents.pods.api == PodsApi::Off,
             trouble: Vec::new(),
             unknown_seen: 0,
-            flows: 0,
+            resources: Resources::default(),
             agents: BTreeMap::new(),
         };
         this.attach_own()?;

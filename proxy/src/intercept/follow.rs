@@ -87,13 +87,21 @@ impl Interceptor {
     }
 
     fn follow(&mut self, found: &[Agent], changes: &mut Changes) {
+        let cgroups: BTreeSet<u64> = found
+            .iter()
+            .flat_map(|agent| agent.cgroups.keys())
+            .copied()
+            .collect();
         self.refused.retain(|id, obstacle| {
-            found.iter().any(|agent| agent.cgroups.contains_key(id))
-                && !(self.untaken.0.contains(id) && obstacle.since.elapsed() > RETRY)
+            cgroups.contains(id) && !(self.untaken.0.contains(id) && obstacle.since.elapsed() > RETRY)
         });
+        let namespaces: BTreeSet<_> = found
+            .iter()
+            .flat_map(|agent| agent.namespaces.keys())
+            .copied()
+            .collect();
         self.closed.retain(|id, obstacle| {
-            found.iter().any(|agent| agent.namespaces.contains_key(id))
-                && !(self.untaken.1.contains(id) && obstacle.since.elapsed() > RETRY)
+            namespaces.contains(id) && !(self.untaken.1.contains(id) && obstacle.since.elapsed() > RETRY)
         });
         let obstacles = self.refused.len() + self.closed.len();
         let mut plan = self.planner().plan(found);
@@ -139,6 +147,11 @@ impl Interceptor {
     pub fn met_unknown_namespace(&mut self) -> bool {
         let now = self.unknown_namespaces();
         std::mem::replace(&mut self.unknown_seen, now) != now
+    }
+
+    /// How many Agents there were at the last look.
+    pub fn agents(&self) -> usize {
+        self.agents.len()
     }
 
     fn planner(&self) -> Planner<'_> {
@@ -246,8 +259,9 @@ impl Interceptor {
             Ok(namespaces) => namespaces,
             Err(error) => return changes.note(Err(error)),
         };
+        let served = self.networks.cookies_by_cgroup();
         for (cookie, slot) in namespaces {
-            if slot != HOST_NETWORK && !self.networks.serves_by_cgroup(cookie) {
+            if slot != HOST_NETWORK && !served.contains(&cookie) {
                 changes.note(self.loaded.remove_namespace(cookie));
             }
         }

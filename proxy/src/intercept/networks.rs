@@ -6,7 +6,7 @@
 //! With the datapath `cgroup` the listeners are made inside the namespace; with `tc` they are transparent listeners of the
 //! host. Both are made by the master, in our own cgroup, and handed to the worker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
@@ -89,11 +89,13 @@ impl Networks {
         self.served.get(&key)
     }
 
-    /// True when hooks serve the namespace with this cookie.
-    pub(super) fn serves_by_cgroup(&self, cookie: u64) -> bool {
+    /// The cookies of the namespaces that hooks serve.
+    pub(super) fn cookies_by_cgroup(&self) -> BTreeSet<u64> {
         self.served
             .iter()
-            .any(|(key, network)| network.cookie == cookie && matches!(key, Key::Namespace(_, Taken::Cgroup)))
+            .filter(|(key, _)| matches!(key, Key::Namespace(_, Taken::Cgroup)))
+            .map(|(_, network)| network.cookie)
+            .collect()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -174,13 +176,13 @@ impl Networks {
             }
             None => 0,
         };
-        let free = |slot: &u32| {
-            (1..NOBODY).contains(slot)
-                && self.served.values().all(|other| other.slot != *slot)
-                && known
-                    .iter()
-                    .all(|(other, named)| named != slot || *other == cookie)
-        };
+        // Once for all slots that are tried: a thousand networks would be a thousand million comparisons.
+        let elsewhere = known.iter().filter(|(other, _)| **other != cookie);
+        let used: BTreeSet<u32> = elsewhere
+            .map(|(_, slot)| *slot)
+            .chain(self.served.values().map(|other| other.slot))
+            .collect();
+        let free = |slot: &u32| (1..NOBODY).contains(slot) && !used.contains(slot);
         let slot = known
             .get(&cookie)
             .copied()

@@ -98,7 +98,7 @@ impl fmt::Display for InterfaceStatus {
     }
 }
 
-/// Counts of what interception holds.
+/// Counts of what interception holds, as they were at the last [`Interceptor::count_resources`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
     /// Pods that Kubernetes names as Agents.
@@ -132,7 +132,7 @@ impl Interceptor {
             networks: self.networks.status(),
             destinations: self.present.len(),
             counters: self.counters(),
-            resources: self.resources(),
+            resources: self.resources,
             features: self.loaded.features,
             kernel: load::kernel(),
             own_cgroup: self.own_path.clone(),
@@ -142,22 +142,24 @@ impl Interceptor {
 
     /// Counts the classifier's flows anew, for the next status. A system call for each: not for every second.
     pub fn count_flows(&mut self) {
-        self.flows = self.loaded.flows();
+        self.resources.flows = self.loaded.flows();
     }
 
-    fn resources(&self) -> Resources {
+    /// Counts everything else that is held, for the next status. System calls for each network, entry and descriptor: not for
+    /// every second either.
+    pub fn count_resources(&mut self) {
         let entries = |path: &str| std::fs::read_dir(path).map_or(0, Iterator::count);
-        Resources {
+        self.resources = Resources {
             pods: self.discovery.pods(),
             open_namespaces: self.discovery.open_namespaces(),
             networks: self.networks.len(),
             namespace_entries: self.loaded.namespaces().map_or(0, |entries| entries.len()),
             interface_entries: self.loaded.interfaces().map_or(0, |entries| entries.len()),
             hooked_cgroups: attach::pinned_cgroups(&self.pins).map_or(0, |cgroups| cgroups.len()),
-            flows: self.flows,
+            flows: self.resources.flows,
             descriptors: entries("/proc/self/fd"),
             threads: entries("/proc/self/task"),
-        }
+        };
     }
 
     /// How often the programs met a connection of an Agent from a namespace that they were not told of.

@@ -276,10 +276,22 @@ impl Interception {
         }
     }
 
-    /// Counts what is costly to count, for the next status.
-    pub fn count(&mut self) {
+    /// Counts what is held, for the next status; flows, which are many, only when `flows` says so.
+    pub fn count(&mut self, flows: bool) {
         if let Some(kernel) = &mut self.kernel {
-            kernel.count_flows();
+            if flows {
+                kernel.count_flows();
+            }
+            kernel.count_resources();
+        }
+    }
+
+    /// One phrase for the service manager.
+    pub fn summary(&self) -> String {
+        match (&self.kernel, self.enabled) {
+            (_, false) => "off".to_owned(),
+            (Some(kernel), true) if kernel.attached() => format!("on, {} Agent cgroups", kernel.agents()),
+            (_, true) => "not attached".to_owned(),
         }
     }
 
@@ -360,6 +372,9 @@ impl Interception {
     /// Logs what changed, and sees whether more is about to.
     fn told(&mut self, changes: Changes) -> Changes {
         tell(&changes);
+        if !changes.is_empty() {
+            self.count(false);
+        }
         for failed in changes
             .failed
             .iter()

@@ -25,7 +25,7 @@ use crate::relay::network::NetworkId;
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks between two tries to bind what was busy, and between two full looks for Agents.
 const CHORES: u64 = 5;
-/// Ticks between two counts of what is costly to count.
+/// Ticks between two counts of flows, which are many; what else is held is counted with the chores.
 const COUNT: u64 = 60;
 /// A worker that has not shown for so long that its event loop turns is ended and replaced. Its loop does nothing
 /// that takes longer than milliseconds.
@@ -202,7 +202,7 @@ impl Master {
     async fn on_request(&mut self, request: Request, tell: oneshot::Sender<Answer>) {
         match request {
             Request::Status => {
-                self.interception.count();
+                self.interception.count(true);
                 self.waiting_for_status.push(tell);
                 match self
                     .workers
@@ -233,10 +233,8 @@ impl Master {
 
     async fn on_tick(&mut self) {
         self.ticks += 1;
-        if self.ticks.is_multiple_of(COUNT) {
-            self.interception.count();
-        }
         if self.ticks.is_multiple_of(CHORES) {
+            self.interception.count(self.ticks.is_multiple_of(COUNT));
             if self.listeners.retry() {
                 self.replace_worker();
             }
@@ -366,24 +364,14 @@ impl Master {
 
     /// One line for the service manager.
     fn summary(&self) -> String {
-        let status = self.status();
-        let bound = status.listeners.iter().filter(|l| l.bound).count();
-        let interception = match (status.interception.enabled, status.interception.attached) {
-            (false, _) => "off".to_owned(),
-            (true, false) => "not attached".to_owned(),
-            (true, true) => {
-                let agents = status
-                    .interception
-                    .kernel
-                    .as_ref()
-                    .map_or(0, |kernel| kernel.agents.len());
-                format!("on, {agents} Agent cgroups")
-            }
-        };
+        // Not from the whole status: this is asked for every second.
+        let listeners = self.listeners.status();
+        let bound = listeners.iter().filter(|l| l.bound).count();
+        let interception = self.interception.summary();
         format!(
             "site {}; {bound} of {} listeners; interception {interception}",
             self.config.site,
-            status.listeners.len()
+            listeners.len()
         )
     }
 }
