@@ -110,15 +110,17 @@ pub fn obstacle() -> Option<String> {
 impl<'a> Node<'a> {
     /// Makes the world's host a node. The world knows the way to the pods, so that they are reached without masquerading too.
     pub fn new(world: &'a World, plugin: Plugin, masquerade: bool, style: Style) -> Result<Self> {
-        let host = &world.host;
+        Self::on(&world.host, &world.net, plugin, masquerade, style)
+    }
+
+    /// The same with two hosts that were joined elsewhere: the node, and the world around it.
+    pub fn on(host: &'a Host, net: &Host, plugin: Plugin, masquerade: bool, style: Style) -> Result<Self> {
         host.sysctl("ipv4/ip_forward", "1")?;
         host.sysctl("ipv6/conf/all/forwarding", "1")?;
         host.sysctl("ipv6/conf/default/accept_dad", "0")?;
-        world.net.ip(&format!("route add {PODS4} via 198.51.100.2"))?;
-        world
-            .net
-            .ip(&format!("-6 route add {PODS6} via 2001:db8:ffff::2"))?;
-        usable(&world.net)?;
+        net.ip(&format!("route add {PODS4} via 198.51.100.2"))?;
+        net.ip(&format!("-6 route add {PODS6} via 2001:db8:ffff::2"))?;
+        usable(net)?;
         succeed(host.command("mkdir").args(["-p", "/run/netns"]))?;
         let root = match style {
             Style::Cgroupfs => "kubepods",

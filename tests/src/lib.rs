@@ -13,12 +13,14 @@
 //! - [`agent`]: clients: curl and our load client.
 //! - [`bpf`]: which kernel objects are ours, and whether they are gone.
 //! - [`vendor`]: other people's classifiers, attached as they do it.
+//! - [`bench`]: the relay benchmark: load, backend, peers, arithmetic and goals.
 //! - [`suite`]: cases with needs; a missing need is a skip with its reason, and a failure when `CI=true`.
 //!
 //! Nothing outside the namespaces is ever contacted. Namespaces live as long as a child process whose standard input
 //! is a pipe from us: when a test dies, however it dies, the pipe closes and the kernel takes everything down.
 
 pub mod agent;
+pub mod bench;
 pub mod bpf;
 pub mod ca;
 pub mod cgroup;

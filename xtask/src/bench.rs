@@ -1,18 +1,27 @@
-//! `cargo xtask bench`: measurements against a peer in the same run, as ratios, and of growth. They never decide a test.
+//! `cargo xtask bench`: measurements against peers in the same run, as ratios, and of growth. They decide no test; `--gate`
+//! decides for itself.
+
+mod relay;
+
+use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::Result;
 
-use crate::sh;
+use crate::{build, sh};
 
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Options {
-    /// What to measure
-    #[arg(value_enum)]
-    what: What,
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    relay: relay::RelayOptions,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
+/// What to measure in place of the whole relay.
+#[derive(clap::Subcommand)]
 enum What {
     /// Cost of the kernel programs per packet and per connection, against none (root)
     Datapath,
@@ -22,26 +31,33 @@ enum What {
 
 /// Builds the measuring program and runs it.
 pub fn run(options: &Options) -> Result<()> {
-    let program = match options.what {
-        What::Datapath => "bench-datapath",
-        What::Scaling => "bench-scaling",
+    let name = match options.what {
+        None => return relay::run(&options.relay),
+        Some(What::Datapath) => "bench-datapath",
+        Some(What::Scaling) => {
+            // It starts the proxy itself.
+            build_measured("agent-fips-proxy", "agent-fips-proxy")?;
+            "bench-scaling"
+        }
     };
-    // The proxy itself, too: `scaling` starts it.
+    sh::run(&mut Command::new(program(name)?))
+}
+
+/// Builds a measuring program of the tests' package, optimised; where it is.
+fn program(name: &str) -> Result<PathBuf> {
+    build_measured("agent-fips-proxy-tests", name)?;
+    Ok(build::target().join("measure").join(name))
+}
+
+fn build_measured(package: &str, name: &str) -> Result<()> {
     sh::run(sh::cargo().args([
         "build",
         "--locked",
         "--profile",
         "measure",
         "--package",
-        "agent-fips-proxy",
-        "--package",
-        "agent-fips-proxy-tests",
+        package,
         "--bin",
-        "agent-fips-proxy",
-        "--bin",
-        program,
-    ]))?;
-    sh::run(&mut std::process::Command::new(
-        sh::root().join("target/measure").join(program),
-    ))
+        name,
+    ]))
 }

@@ -36,7 +36,7 @@ enum Verb {
     Demo(demo::Options),
     /// Run the unit tests and the suites of tests/ with the real binary (suites that need root say so)
     Test(test::Options),
-    /// Measure against a peer in the same run, as ratios (root)
+    /// Measure against peers in the same run, as ratios (root): the whole relay, or a part by its name
     Bench(bench::Options),
     /// Write docs/reference from the program's own tables
     Docs(docs::Options),
@@ -73,5 +73,31 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Lint(options) => lint::run(&options),
         Verb::Audit(options) => audit::run(&options),
         Verb::Ci(options) => ci::run(&options),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_sound() {
+        Cli::command().debug_assert();
+        for words in [
+            "bench",
+            "bench datapath",
+            "bench --gate --workloads W1",
+            "test --suite bench x",
+        ] {
+            let words = ["xtask"].into_iter().chain(words.split(' '));
+            assert!(
+                Cli::try_parse_from(words.clone()).is_ok(),
+                "{:?}",
+                words.collect::<Vec<_>>()
+            );
+        }
+        assert!(Cli::try_parse_from(["xtask", "bench", "--gate", "datapath"]).is_err());
     }
 }

@@ -22,10 +22,13 @@ pub struct Options {
 }
 
 /// One thing that the build needs, how to see that it is there, and the Debian packages that bring it.
-struct Need {
-    what: &'static str,
-    present: fn() -> bool,
-    packages: &'static [&'static str],
+pub struct Need {
+    /// For people.
+    pub what: &'static str,
+    /// True when it is there.
+    pub present: fn() -> bool,
+    /// Debian's names.
+    pub packages: &'static [&'static str],
 }
 
 const NEEDS: &[Need] = &[
@@ -115,14 +118,7 @@ const NEEDS: &[Need] = &[
 
 /// Installs what is missing.
 pub fn run(options: &Options) -> Result<()> {
-    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !(need.present)()).collect();
-    for need in &missing {
-        eprintln!(
-            "setup: missing: {} -> Debian packages {}",
-            need.what,
-            need.packages.join(" ")
-        );
-    }
+    let missing = missing(NEEDS);
     if options.check {
         if linker().is_none() {
             eprintln!("setup: missing: bpf-linker {BPF_LINKER}");
@@ -139,6 +135,31 @@ pub fn run(options: &Options) -> Result<()> {
         install_linker()?;
     }
     Ok(())
+}
+
+/// Installs what is missing of these, which not every verb needs; the packages that it installed.
+pub fn install(needs: &[Need]) -> Result<Vec<&'static str>> {
+    let missing = missing(needs);
+    if !missing.is_empty() {
+        install_packages(&missing)?;
+    }
+    Ok(missing
+        .iter()
+        .flat_map(|need| need.packages.iter().copied())
+        .collect())
+}
+
+/// What is missing of these, told to people.
+fn missing(needs: &[Need]) -> Vec<&Need> {
+    let missing: Vec<&Need> = needs.iter().filter(|need| !(need.present)()).collect();
+    for need in &missing {
+        eprintln!(
+            "setup: missing: {} -> Debian packages {}",
+            need.what,
+            need.packages.join(" ")
+        );
+    }
+    missing
 }
 
 /// Where `bpf-linker` is: the copy that setup built inside `target/`, or one on PATH.
@@ -237,7 +258,8 @@ fn distribution_compiler() -> bool {
     })
 }
 
-fn has(program: &str) -> bool {
+/// True when a program is on PATH.
+pub fn has(program: &str) -> bool {
     std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()))
 }

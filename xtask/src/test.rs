@@ -12,6 +12,7 @@ use crate::{build, kernel, sh};
 /// The suites, in the order of what a failure in them explains: one that fails early explains later ones.
 pub const SUITES: &[&str] = &[
     "selfcheck",
+    "bench",
     "classifiers",
     "datapath",
     "fips",

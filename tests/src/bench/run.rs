@@ -1,0 +1,423 @@
+//! The orchestrator: what is measured, in which order, and how one round is measured.
+//!
+//! For each workload, in each round, every peer has its turn, and the order moves on by one from round to round: what drifts on the
+//! machine drifts for all. A peer that fails a round is shown with that failure; the run goes on.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use super::child::{interrupted, pause, watch_signals};
+use super::figures::Round;
+use super::memory::{self, Idle};
+use super::options::Words;
+use super::peers::{Front, Peer, Running, usual};
+use super::process::{Cpu, Machine, Memory, USER_HZ, trees};
+use super::stage::{Load, Stage, Target};
+use super::{goals, intercept, report};
+
+/// Every workload, in the order in which they run.
+pub const WORKLOADS: [&str; 8] = ["W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8"];
+/// Those that are about the explicit port.
+const RELAYS: [&str; 5] = ["W1", "W2", "W3", "W4", "W5"];
+/// Before each window, not counted.
+const WARMUP: Duration = Duration::from_secs(1);
+
+/// What was asked for.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Of [`WORKLOADS`].
+    pub workloads: Vec<String>,
+    /// Whom to compare.
+    pub peers: Vec<Peer>,
+    /// How many.
+    pub rounds: usize,
+    /// Length of a window.
+    pub window: Duration,
+    /// Length of a window of W5, which has few requests.
+    pub paced_window: Duration,
+    /// Compare with the goals.
+    pub gate: bool,
+    /// Where the raw figures go.
+    pub json: Option<PathBuf>,
+}
+
+impl Plan {
+    /// From the command line.
+    pub fn parse(words: &[String]) -> Result<Self> {
+        let words = Words::parse(
+            words,
+            &["workloads", "peers", "rounds", "seconds", "json"],
+            &["gate"],
+        )?;
+        let workloads = words
+            .list("workloads")
+            .unwrap_or_else(|| WORKLOADS.map(str::to_owned).to_vec());
+        if let Some(unknown) = workloads.iter().find(|name| !WORKLOADS.contains(&name.as_str())) {
+            bail!("no workload `{unknown}`; there are: {}", WORKLOADS.join(", "));
+        }
+        let peers = match words.list("peers") {
+            None => usual(),
+            Some(names) => names
+                .iter()
+                .map(|name| Peer::named(name))
+                .collect::<Result<_>>()?,
+        };
+        let seconds: u64 = words.number("seconds", 5)?;
+        let rounds = words.number("rounds", 3)?;
+        if seconds == 0 || rounds == 0 || peers.is_empty() || workloads.is_empty() {
+            bail!("nothing to do: --seconds, --rounds, --peers and --workloads need at least one each");
+        }
+        Ok(Self {
+            workloads,
+            peers,
+            rounds,
+            window: Duration::from_secs(seconds),
+            // 5 becomes 8: 4,000 requests a round.
+            paced_window: Duration::from_secs(seconds * 8 / 5),
+            gate: words.has("gate"),
+            json: words.get("json").map(PathBuf::from),
+        })
+    }
+
+    /// True when this workload was asked for.
+    pub fn wants(&self, workload: &str) -> bool {
+        self.workloads.iter().any(|name| name == workload)
+    }
+
+    /// The load of W1 to W5; nothing for another.
+    pub fn load(&self, workload: &str) -> Option<Load> {
+        let (mode, connections, body) = match workload {
+            "W1" => ("kept", 64, 1 << 10),
+            "W2" => ("kept", 32, 64 << 10),
+            "W3" => ("kept", 8, 3 << 20),
+            "W4" => ("new", 32, 1 << 10),
+            "W5" => ("paced", 8, 1 << 10),
+            "W8" => ("http2", 8, 1 << 10),
+            _ => return None,
+        };
+        let window = if mode == "paced" {
+            self.paced_window
+        } else {
+            self.window
+        };
+        Some(Load {
+            mode,
+            connections,
+            body,
+            window,
+            warmup: WARMUP,
+        })
+    }
+}
+
+/// Everything that a run found.
+#[derive(Default)]
+pub struct Results {
+    /// W1 to W5, W7 and W8.
+    pub rounds: Vec<Round>,
+    /// W6.
+    pub idle: Vec<Idle>,
+    /// Peak memory after W1 to W3, by peer and part.
+    pub peaks: BTreeMap<(String, String), Memory>,
+    /// Date, commit, machine, versions.
+    pub head: BTreeMap<String, String>,
+}
+
+/// Runs the plan, prints the tables; false when a goal was asked for and missed.
+pub fn run(words: &[String]) -> Result<bool> {
+    let plan = Plan::parse(words)?;
+    watch_signals()?;
+    raise_limit()?;
+    let mut results = Results {
+        head: report::head(&plan)?,
+        ..Results::default()
+    };
+    let mut failed = Vec::new();
+    for section in ["W1 to W5", "W6", "W7", "W8"] {
+        // What was found before, in many minutes, is not lost for it.
+        if let Err(error) = self::section(section, &plan, &mut results) {
+            interrupted()?;
+            eprintln!("bench-relay: {section}: {error:#}");
+            failed.push(format!("{section}: {error:#}"));
+        }
+    }
+    let verdicts = goals::judge(&goals::of(&plan.workloads), &results);
+    report::print(&plan, &results, &verdicts);
+    if let Some(path) = &plan.json {
+        report::write(path, &results, &verdicts)?;
+    }
+    if !failed.is_empty() {
+        bail!("not everything could be measured: {}", failed.join("; "));
+    }
+    Ok(!plan.gate || goals::passed(&verdicts))
+}
+
+/// One part of a run, if it was asked for.
+fn section(name: &str, plan: &Plan, results: &mut Results) -> Result<()> {
+    match name {
+        "W6" if plan.wants(name) => results.idle = memory::run(&plan.peers)?,
+        "W7" if plan.wants(name) => results.rounds.extend(intercept::datapaths(plan)?),
+        "W8" if plan.wants(name) => results.rounds.extend(intercept::https(plan)?),
+        "W1 to W5" => relays(plan, results)?,
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Thousands of connections in W6: everybody inherits the limit.
+fn raise_limit() -> Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    /// 5,000 clients of stunnel are 10,000 sockets; haproxy asks for two for each of its `maxconn` before it starts.
+    const FILES: u64 = 18_000;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let limit = hard.max(FILES);
+    setrlimit(Resource::RLIMIT_NOFILE, limit, limit)
+        .with_context(|| format!("cannot raise the limit of open files from {hard} to {FILES}"))
+}
+
+/// W1 to W5: all peers at once on one host, each measured while the others idle.
+fn relays(plan: &Plan, results: &mut Results) -> Result<()> {
+    let workloads: Vec<&String> = plan
+        .workloads
+        .iter()
+        .filter(|name| RELAYS.contains(&name.as_str()))
+        .collect();
+    if workloads.is_empty() {
+        return Ok(());
+    }
+    let stage = Stage::one_host()?;
+    let running = plan
+        .peers
+        .iter()
+        .map(|peer| Running::start(&stage, *peer, Front::Clear))
+        .collect::<Result<Vec<_>>>()?;
+    for workload in workloads {
+        let load = plan.load(workload).context("a workload without a load")?;
+        let parts: Vec<Part> = running.iter().map(|peer| Part::of(peer, &stage)).collect();
+        results
+            .rounds
+            .extend(rounds(plan.rounds, workload, &parts, &load)?);
+        // The peak belongs to all three: of fewer it would be another figure under the same name.
+        if workload == "W3" && plan.wants("W1") && plan.wants("W2") {
+            for peer in running.iter().filter(|peer| !peer.roots().is_empty()) {
+                for (part, processes) in memory::parts(peer)? {
+                    let key = (peer.peer.name().to_owned(), part);
+                    results.peaks.insert(key, Memory::of(&processes)?);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One that takes part in a workload.
+pub struct Part<'a> {
+    /// As in the tables.
+    pub name: String,
+    /// Roots of its process trees.
+    pub processes: Vec<u32>,
+    /// How it is reached.
+    pub target: Target<'a>,
+    /// Where it stands.
+    pub stage: &'a Stage,
+}
+
+impl<'a> Part<'a> {
+    /// A peer on a stage.
+    pub fn of(peer: &Running<'a>, stage: &'a Stage) -> Self {
+        Self {
+            name: peer.peer.name().to_owned(),
+            processes: peer.roots(),
+            target: peer.target.clone(),
+            stage,
+        }
+    }
+}
+
+/// All rounds of a workload, interleaved.
+pub fn rounds(count: usize, workload: &str, parts: &[Part], load: &Load) -> Result<Vec<Round>> {
+    let mut all = Vec::new();
+    for round in 0..count {
+        for turn in 0..parts.len() {
+            interrupted()?;
+            let part = &parts[(round + turn) % parts.len()];
+            let mut found = match measure(part, load) {
+                Ok(found) => found,
+                Err(error) => {
+                    interrupted()?;
+                    eprintln!("bench-relay: {workload}, {}: {error:#}", part.name);
+                    Round {
+                        errors: BTreeMap::from([(format!("the round failed: {error:#}"), 1)]),
+                        ..Round::default()
+                    }
+                }
+            };
+            (found.workload, found.peer, found.round) = (workload.to_owned(), part.name.clone(), round);
+            eprintln!("{}", report::progress(&found));
+            all.push(found);
+        }
+    }
+    Ok(all)
+}
+
+/// What the clocks say at one moment.
+struct Moment {
+    peer: Cpu,
+    client: Cpu,
+    backend: Cpu,
+    ours: Cpu,
+    machine: Machine,
+}
+
+impl Moment {
+    fn now(part: &Part, client: u32) -> Result<Self> {
+        // Everything that belongs to the run is below this process.
+        let own = std::process::id();
+        let (ours, machine) = (Cpu::of(&[own])?, Machine::now()?);
+        Ok(Self {
+            client: Cpu::of(&[client])?,
+            backend: Cpu::of(&[part.stage.backend_pid()])?,
+            peer: Cpu::of(&part.processes)?,
+            ours,
+            machine,
+        })
+    }
+}
+
+/// One peer, one window.
+fn measure(part: &Part, load: &Load) -> Result<Round> {
+    let first = part.stage.counters()?;
+    let mut client = part.stage.load(&part.target, load)?;
+    let word = client.line(load.warmup + Duration::from_secs(30))?;
+    if word != "warm" {
+        bail!("the load generator said {word}");
+    }
+    // What the last answers of the warm-up left to do is done then.
+    pause(Duration::from_millis(100))?;
+    let before_counters = part.stage.counters()?;
+    let before = Moment::now(part, client.pid())?;
+    client.say("go")?;
+    let line = client.line(load.window + Duration::from_secs(30))?;
+    let after = Moment::now(part, client.pid())?;
+    let after_counters = part.stage.counters()?;
+    let said: Value =
+        serde_json::from_str(&line).with_context(|| format!("the load generator said {line}"))?;
+    let number = |name: &str| {
+        said[name]
+            .as_u64()
+            .with_context(|| format!("no {name} in {line}"))
+    };
+    let grown = |name: &str| {
+        let at = |counters: &Value| counters[name].as_u64().unwrap_or(0);
+        at(&after_counters).saturating_sub(at(&before_counters))
+    };
+    let (requests, elapsed_ns) = (number("requests")?, number("elapsed_ns")?);
+    let mut errors: BTreeMap<String, u64> = serde_json::from_value(said["errors"].clone())?;
+    for (fault, count) in grown_table(&first["faults"], &after_counters["faults"]) {
+        *errors.entry(format!("backend: {fault}")).or_default() += count;
+    }
+    let body = load.body as u64;
+    let arrived = (grown("requests"), grown("bytes"));
+    if errors.is_empty() && arrived != (requests, requests * body) {
+        errors.insert(
+            format!(
+                "{requests} answers, but {} requests with {} bytes at the backend",
+                arrived.0, arrived.1
+            ),
+            1,
+        );
+    }
+    let (others, steal) = around(&before, &after, elapsed_ns);
+    Ok(Round {
+        elapsed_ns,
+        requests,
+        body,
+        errors,
+        p50_ns: number("p50_ns")?,
+        p99_ns: number("p99_ns")?,
+        p999_ns: number("p999_ns")?,
+        cpu_ns: match part.processes.is_empty() {
+            true => None,
+            false => Some(after.peer.since(&before.peer).context("CPU time of the peer")?),
+        },
+        user: after.peer.user_share(&before.peer),
+        client_ns: after
+            .client
+            .since(&before.client)
+            .context("CPU time of the client")?,
+        backend_ns: after
+            .backend
+            .since(&before.backend)
+            .context("CPU time of the backend")?,
+        others,
+        steal,
+        upstream: grown("connections"),
+        handshakes: (grown("full"), grown("resumed")),
+        suites: grown_table(&first["suites"], &after_counters["suites"])
+            .into_keys()
+            .collect::<Vec<_>>()
+            .join(","),
+        ..Round::default()
+    })
+}
+
+/// CPUs that others kept busy, and CPUs that were stolen.
+#[expect(clippy::cast_precision_loss, reason = "nanoseconds and ticks of seconds")]
+fn around(before: &Moment, after: &Moment, elapsed_ns: u64) -> (f64, f64) {
+    let ticks = |now: u64, then: u64| now.saturating_sub(then) as f64 / USER_HZ * 1e9;
+    let ours: u64 = after
+        .ours
+        .processes
+        .iter()
+        .map(|(pid, now)| now.saturating_sub(before.ours.processes.get(pid).copied().unwrap_or(0)))
+        .sum();
+    let elapsed = elapsed_ns.max(1) as f64;
+    let busy = ticks(after.machine.busy, before.machine.busy);
+    (
+        ((busy - ours as f64) / elapsed).max(0.0),
+        ticks(after.machine.steal, before.machine.steal) / elapsed,
+    )
+}
+
+fn grown_table(before: &Value, after: &Value) -> BTreeMap<String, u64> {
+    let mut grown = BTreeMap::new();
+    for (name, count) in after.as_object().into_iter().flatten() {
+        let more = count
+            .as_u64()
+            .unwrap_or(0)
+            .saturating_sub(before[name].as_u64().unwrap_or(0));
+        if more > 0 {
+            grown.insert(name.clone(), more);
+        }
+    }
+    grown
+}
+
+/// For the raw figures.
+pub fn json(results: &Results) -> Value {
+    let peaks: Vec<Value> = results
+        .peaks
+        .iter()
+        .map(|((peer, part), memory)| {
+            json!({"peer": peer, "part": part, "peak_rss_kib": memory.peak, "rss_kib": memory.rss, "pss_kib": memory.pss})
+        })
+        .collect();
+    json!({
+        "head": results.head,
+        "rounds": results.rounds.iter().map(Round::json).collect::<Vec<_>>(),
+        "idle": results.idle.iter().map(Idle::json).collect::<Vec<_>>(),
+        "peaks_after_w3": peaks,
+    })
+}
+
+/// The processes of a tree, split into the first and those below it.
+pub fn family(root: u32) -> Result<(i32, Vec<i32>)> {
+    let mut all = trees(&[root])?;
+    let root = i32::try_from(root)?;
+    all.retain(|pid| *pid != root);
+    Ok((root, all))
+}
