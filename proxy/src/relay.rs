@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::tls::{self, Negotiated};
 
 mod accept;
+mod buffers;
 mod classify;
 mod decide;
 mod http;
@@ -174,6 +175,10 @@ impl HttpsHandling {
 pub trait Recorder: Send + Sync {
     /// A request ended.
     fn request(&self, record: &RequestRecord);
+    /// False when nobody reads the paths of requests: then the records have none.
+    fn wants_paths(&self) -> bool {
+        true
+    }
     /// A client connection ended.
     fn connection(&self, record: &ConnectionRecord);
     /// A client connection was accepted.
@@ -244,7 +249,10 @@ pub async fn serve<H: Handshake>(
     mut drain: watch::Receiver<bool>,
 ) {
     let thread = Rc::new(accept::Thread::new(shared));
-    let sweeper = tokio::task::spawn_local(upstream::pool::sweep(Rc::clone(&thread.pool)));
+    let sweeper = tokio::task::spawn_local(upstream::pool::sweep(
+        Rc::clone(&thread.pool),
+        Rc::clone(&thread.buffers),
+    ));
     let mut serving = Serving {
         thread,
         loops: JoinSet::new(),

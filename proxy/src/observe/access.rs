@@ -41,9 +41,14 @@ impl AccessLog {
         }
     }
 
+    /// Whether requests have lines of their own.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled && tracing::enabled!(target: ACCESS, Level::INFO)
+    }
+
     /// One request. Nothing is allocated, locked or formatted here when the log is off and the request went well.
     pub fn request(&self, r: &RequestRecord) {
-        if self.enabled && tracing::enabled!(target: ACCESS, Level::INFO) {
+        if self.is_enabled() {
             let line = RequestLine::from(r);
             logging::later(line.size(), move || line.tell());
         }

@@ -214,6 +214,10 @@ impl Recorder for Metrics {
         self.access.request(r);
     }
 
+    fn wants_paths(&self) -> bool {
+        self.access.is_enabled()
+    }
+
     fn connection(&self, r: &ConnectionRecord) {
         let via = via_index(r.via);
         let decision = DECISIONS

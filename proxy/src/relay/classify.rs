@@ -72,24 +72,27 @@ impl First {
     }
 }
 
-/// Reads until the class is clear; for HTTP/1 and TLS until the head or the hello is complete or cannot become good.
+/// Reads on behind `bytes`, the client's first, until the class is clear; for HTTP/1 and TLS until the head or the hello is complete or cannot become good.
 ///
 /// # Errors
 /// `UnexpectedEof` when the client leaves before the class is clear, `TimedOut` when what began like HTTP/1 or TLS is not
 /// complete after `header_timeout`, and what the socket says.
 pub(super) async fn read(
     stream: &mut (impl AsyncRead + Unpin),
+    mut bytes: Vec<u8>,
     max_head: usize,
     header_timeout: Duration,
 ) -> io::Result<First> {
-    let mut bytes = Vec::with_capacity(1024);
     let mut deadline: Option<Instant> = None;
     let mut searched = 0;
     let mut hello = HelloReader::default();
+    // What came already is looked at before anything is waited for.
+    let mut came = bytes.len();
     loop {
         let before = bytes.len();
         let read = stream.read_buf(&mut bytes);
         let read = match deadline {
+            _ if came > 0 => std::mem::take(&mut came),
             None => read.await?,
             Some(deadline) => timeout_at(deadline, read).await.map_err(|_| {
                 let what = match guess(&bytes[..before]) {
@@ -247,7 +250,9 @@ mod tests {
             }
             client
         });
-        let first = read(&mut server, 1024, Duration::from_secs(10)).await.unwrap();
+        let first = read(&mut server, Vec::new(), 1024, Duration::from_secs(10))
+            .await
+            .unwrap();
         assert_eq!(first.class, Class::Http1);
         assert!(head.starts_with(&first.bytes) && first.bytes.len() >= head.len() - 4);
         drop(writer.await.unwrap());
@@ -257,7 +262,7 @@ mod tests {
     async fn a_slow_http_head_is_not_passed_on() {
         let (mut client, mut server) = tokio::io::duplex(64);
         client.write_all(b"POST /api/v1/validate?api_key=").await.unwrap();
-        let error = read(&mut server, 1024, Duration::from_secs(10))
+        let error = read(&mut server, Vec::new(), 1024, Duration::from_secs(10))
             .await
             .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);

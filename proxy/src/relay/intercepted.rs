@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -22,7 +23,8 @@ use crate::observe::redact;
 use crate::tls::observe::{ClientHello, Malformed};
 use crate::tls::server::{AcceptError, Alert, Server, alert};
 
-/// To its end and its record.
+/// To its end and its record. What is waited for is boxed: this future lives as long as the connection, and carries the size of
+/// the largest of them.
 pub(super) async fn run<H: Handshake>(
     mut accepted: Accepted<H>,
     original: OriginalDst,
@@ -40,24 +42,39 @@ pub(super) async fn run<H: Handshake>(
     }
     // Who speaks first? A protocol in which the server does must not wait for us.
     let mut dialled = None;
-    if timeout(classify::SILENCE, tunnel::spoke(&stream)).await.is_err() {
-        match tunnel::first_word(&shared, network, &stream, original).await {
-            tunnel::FirstWord::Client(server) => dialled = server,
+    let mut bytes = Vec::with_capacity(1024);
+    let read = match timeout(classify::SILENCE, stream.read_buf(&mut bytes)).await {
+        // A health check: connected, said nothing, left.
+        Ok(Ok(0)) => return accepted.recording.end(Outcome::Ok, None),
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error),
+        Err(_) => match Box::pin(tunnel::first_word(&shared, network, &stream, original)).await {
+            tunnel::FirstWord::Client(server) => {
+                dialled = server;
+                Ok(())
+            }
             tunnel::FirstWord::Server(server) => {
                 accepted.recording.record.class = Some(Class::Silent.name());
-                return accepted.tunnel(original, stream, Vec::new(), Some(server)).await;
+                return Box::pin(accepted.tunnel(original, stream, Vec::new(), Some(server))).await;
             }
             tunnel::FirstWord::Nobody => return accepted.recording.end(Outcome::Ok, None),
+        },
+    };
+    let first = match read {
+        Ok(()) => {
+            let (max_head, timeout) = (limits.max_header_bytes, limits.header_timeout);
+            Box::pin(classify::read(&mut stream, bytes, max_head, timeout)).await
         }
-    }
-    let first = match classify::read(&mut stream, limits.max_header_bytes, limits.header_timeout).await {
+        Err(error) => Err(error),
+    };
+    let first = match first {
         Ok(first) => first,
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
             return accepted
                 .recording
                 .end(Outcome::ClientTimeout, Some(error.to_string()));
         }
-        // A health check: connected, said nothing, left.
+        // It left before it had said what it wants.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             return accepted.recording.end(Outcome::Ok, None);
         }
@@ -73,8 +90,8 @@ pub(super) async fn run<H: Handshake>(
             bytes,
             hello: Some(hello),
             ..
-        } => accepted.tls(original, stream, bytes, hello, dialled).await,
-        First { class, bytes, .. } => accepted.clear(original, stream, class, bytes, dialled).await,
+        } => Box::pin(accepted.tls(original, stream, bytes, hello, dialled)).await,
+        First { class, bytes, .. } => Box::pin(accepted.clear(original, stream, class, bytes, dialled)).await,
     }
 }
 
@@ -99,7 +116,7 @@ impl<H: Handshake> Accepted<H> {
                 }
                 decision
             }
-            // The guard refuses it with the reason, and writes the answer.
+            // `server1` refuses it with the reason, and writes the answer.
             Err(_) => Decision::Terminate,
         };
         tracing::trace!(client = %self.client.0, class = class.name(), ?decision, "decided");
@@ -118,7 +135,9 @@ impl<H: Handshake> Accepted<H> {
                 reject(stream, &said).await;
                 self.recording.end(outcome, Some(reason.to_owned()));
             }
-            Decision::Tunnel | Decision::Passthrough => self.tunnel(original, stream, bytes, dialled).await,
+            Decision::Tunnel | Decision::Passthrough => {
+                Box::pin(self.tunnel(original, stream, bytes, dialled)).await;
+            }
         }
     }
 
@@ -156,10 +175,10 @@ impl<H: Handshake> Accepted<H> {
             (Decision::Terminate, HttpsHandling::Terminate(server)) => {
                 drop(dialled);
                 let name = name.unwrap_or_default();
-                self.end_session(original, stream, bytes, server, &name).await;
+                Box::pin(self.end_session(original, stream, bytes, server, &name)).await;
             }
-            (Decision::Passthrough, _) => self.pass(original, stream, bytes, &hello, dialled).await,
-            (Decision::Tunnel, _) => self.tunnel(original, stream, bytes, dialled).await,
+            (Decision::Passthrough, _) => Box::pin(self.pass(original, stream, bytes, &hello, dialled)).await,
+            (Decision::Tunnel, _) => Box::pin(self.tunnel(original, stream, bytes, dialled)).await,
             (Decision::Refuse(_) | Decision::Terminate, _) => {
                 let (outcome, reason) = answer::refused(Refusal::Https);
                 reject(stream, &alert::record(Alert::AccessDenied)).await;
@@ -180,7 +199,7 @@ impl<H: Handshake> Accepted<H> {
         self.recording.record.decision = "terminate";
         let shared = Arc::clone(&self.thread.shared);
         let limit = shared.config.limits.header_timeout;
-        let (stream, negotiated) = match timeout(limit, server.accept(bytes, stream)).await {
+        let (stream, negotiated) = match Box::pin(timeout(limit, server.accept(bytes, stream))).await {
             Ok(Ok(made)) => made,
             Ok(Err(error)) => return self.not_made(name, &error),
             Err(_) => {
@@ -311,10 +330,5 @@ fn first_hosts(class: Class, bytes: &[u8]) -> Result<(Option<&str>, Option<&str>
     }
     let end = head::find_end(bytes, 0)?.ok_or(head::Violation::HeadTooLarge)?;
     let head = head::check(&bytes[..end])?;
-    let absolute = head
-        .target
-        .get(..7)
-        .filter(|scheme| scheme.eq_ignore_ascii_case("http://"));
-    let authority = absolute.map(|_| head.target[7..].split(['/', '?']).next().unwrap_or_default());
-    Ok((authority, head.host))
+    Ok((head.split_target().0, head.host))
 }

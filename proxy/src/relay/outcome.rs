@@ -154,10 +154,10 @@ pub struct RequestRecord {
     pub original_dst: Option<SocketAddr>,
     /// Method.
     pub method: http::Method,
-    /// Path without query, redacted.
+    /// Path without query, redacted. Empty when [`crate::relay::Recorder::wants_paths`] says so.
     pub path: String,
     /// The intake name that was verified.
-    pub upstream_name: Option<String>,
+    pub upstream_name: Option<Arc<str>>,
     /// The address that was used.
     pub upstream_addr: Option<SocketAddr>,
     /// What TLS agreed on towards the intake.

@@ -6,6 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -17,9 +18,11 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use tokio::time::Instant;
 
+use super::accept::Thread;
 use super::http::body::{Upload, UploadBody};
 use super::http::record::Recording;
 use super::http::{Client, RequestTimer};
+use super::network::NetworkId;
 use super::origin::UpstreamAddr;
 use super::outcome::Outcome;
 
@@ -27,12 +30,12 @@ pub mod connect;
 pub mod outbound;
 pub(super) mod pool;
 pub mod resolve;
-mod retry;
+pub(super) mod retry;
 mod socket;
 pub(super) mod target;
 
-use connect::{Handshake, HandshakeFailure};
-use pool::{Key, Lease, Line, Sender};
+use connect::{Handshake, HandshakeFailure, Way};
+use pool::{For, Key, Lease, Line, Sender, Shelf};
 pub use socket::Socket;
 use target::Target;
 
@@ -155,8 +158,8 @@ pub(super) enum Failure {
     Protocol {
         /// The address.
         addr: UpstreamAddr,
-        /// What hyper said; it never quotes content.
-        source: hyper::Error,
+        /// How; it never quotes content.
+        source: Broken,
     },
     /// The intake answered something that we did not ask for.
     #[error("the intake at {addr} answered {status} to a request that asked for no upgrade")]
@@ -178,6 +181,20 @@ pub(super) enum Failure {
         /// The name.
         name: String,
     },
+}
+
+/// How an intake broke a connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    /// As hyper says.
+    #[error(transparent)]
+    Hyper(#[from] hyper::Error),
+    /// As TCP or TLS say.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Its HTTP/1 cannot be relied on.
+    #[error("{0}")]
+    Http(&'static str),
 }
 
 impl Failure {
@@ -207,7 +224,52 @@ impl Failure {
     }
 }
 
-/// Sends a request (its headers rewritten, without Host) and waits for the response head.
+/// Where a client's request goes, and how.
+pub(super) struct Upstream<'a, H> {
+    thread: &'a Rc<Thread<H>>,
+    network: NetworkId,
+    target: &'a Target,
+    way: Way<'a>,
+    shelf: Rc<Shelf>,
+}
+
+impl<'a, H: Handshake> Upstream<'a, H> {
+    pub(super) fn new(client: &'a Client<H>, target: &'a Target) -> Self {
+        let thread = &client.thread;
+        let way = connect::way(&thread.shared, target, client.origin.original());
+        let key = Key {
+            network: client.network,
+            name: Arc::clone(&target.name),
+            original: way.original(),
+            trust: thread.shared.tls.generation(),
+        };
+        Self {
+            thread,
+            network: client.network,
+            target,
+            way,
+            shelf: thread.pool.shelf(key),
+        }
+    }
+
+    /// Where connections for it are kept.
+    pub(super) fn shelf(&self) -> &Rc<Shelf> {
+        &self.shelf
+    }
+
+    /// A fresh connection. Others may use it too when it is HTTP/2.
+    ///
+    /// # Errors
+    /// [`Failure`]: nothing was sent.
+    pub(super) async fn open(&self, client: For) -> Result<Line, Failure> {
+        let line = connect::open(self.thread, self.network, self.target, &self.way, client).await?;
+        self.shelf.publish(&line);
+        Ok(line)
+    }
+}
+
+/// Sends a request (its headers rewritten, without Host) by hyper and waits for the response head. `line` is what goes
+/// first.
 ///
 /// Dropping the future drops the request upstream: the client is gone.
 ///
@@ -215,75 +277,72 @@ impl Failure {
 /// [`Failure`] when no response head came; nothing was answered to the client yet.
 pub(super) async fn send<H: Handshake>(
     client: &Client<H>,
-    target: &Rc<Target>,
+    target: &Target,
+    mut line: Option<Line>,
     mut draft: Draft,
     upload: &Upload,
     timer: &RequestTimer,
     recording: &mut Recording,
 ) -> Result<Reply, Failure> {
     let thread = &client.thread;
-    let network = client.network;
-    let way = connect::way(&thread.shared, target, client.origin.original());
-    let key = Key {
-        network,
-        name: Rc::clone(&target.name),
-        original: way.original(),
-        trust: thread.shared.tls.generation(),
-    };
+    let upstream = Upstream::new(client, target);
     let limit = thread.shared.config.upstream.response_timeout;
     let mut retries = 0;
     loop {
         // After a failure only a fresh connection will do: what broke one may have broken all.
-        let pooled = if retries == 0 {
-            thread.pool.take(&key)
-        } else {
-            None
-        };
-        let line = match pooled {
+        if line.is_none() && retries == 0 {
+            line = upstream.shelf().take(For::Http2);
+        }
+        let line = match line.take() {
             Some(line) => line,
-            None => {
-                let line = connect::open(thread, network, target, &way).await?;
-                thread.pool.publish(&key, &line);
-                line
-            }
+            None => upstream.open(For::Http2).await?,
         };
         let addr = line.addr;
-        recording.set_line(addr.0, &line.tls);
+        recording.record().set_line(addr.0, &line.tls);
         let may_repeat = line.reused || line.tls.http2;
         let not_sent = || Failure::NotSent {
             name: target.name.to_string(),
         };
         let body = upload.attempt(may_repeat).ok_or_else(not_sent)?;
         let request = draft.request(target, line.tls.http2, body);
-        let mut lease = Lease::new(Rc::clone(&thread.pool), key.clone(), line);
+        let mut lease = Lease::new(Rc::clone(upstream.shelf()), line);
         let line = lease.line().ok_or_else(not_sent)?;
-        line.watch.mark();
+        line.mark();
         let mut error = match head(&mut line.sender, request, timer, upload, limit).await {
-            None => return Err(Failure::Timeout { addr }),
-            Some(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            Head::Late => return Err(Failure::Timeout { addr }),
+            Head::Unsent => return Err(not_sent()),
+            Head::Came(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 return Err(Failure::Upgrade {
                     addr,
                     status: response.status(),
                 });
             }
-            Some(Ok(response)) => {
+            Head::Came(Ok(response)) => {
                 upload.settle();
                 return Ok(Reply { response, lease });
             }
-            Some(Err(error)) => error,
+            Head::Came(Err(error)) => error,
         };
         let never_left = error.take_message().is_some();
         let source = error.into_error();
         if retries >= retry::MAX_RETRIES || !(never_left || retry::is_safe(line, &source, upload).await) {
-            // In TLS 1.3 a server judges our certificate when the request is already on its way.
-            return Err(match line.watch.alert() {
-                Some(source) => Failure::Handshake { addr, source },
-                None => Failure::Protocol { addr, source },
-            });
+            return Err(broken(line, source));
         }
         tracing::debug!(name = %target.name, %addr, error = %source, never_left, "request is sent again");
         retries += 1;
-        recording.count_retry();
+        recording.record().count_retry();
+    }
+}
+
+/// How a request failed on `line`. In TLS 1.3 a server judges our certificate when the request is already on its way.
+pub(super) fn broken(line: &Line, source: impl Into<Broken>) -> Failure {
+    let addr = line.addr;
+    match line.alert() {
+        Some(source) => Failure::Handshake { addr, source },
+        None => Failure::Protocol {
+            addr,
+            source: source.into(),
+        },
     }
 }
 
@@ -364,18 +423,32 @@ fn path_of(uri: &Uri) -> PathAndQuery {
 
 type HeadResult = Result<Response<Incoming>, TrySendError<Request<UploadBody>>>;
 
-/// Waits for the response head; `None` when the intake was too slow.
+/// What came of waiting for a response head.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives for a moment; a box would be an allocation per request"
+)]
+enum Head {
+    Came(HeadResult),
+    /// The intake was too slow.
+    Late,
+    /// hyper does not speak on this connection.
+    Unsent,
+}
+
 async fn head(
     sender: &mut Sender,
     request: Request<UploadBody>,
     timer: &RequestTimer,
     upload: &Upload,
     limit: Duration,
-) -> Option<HeadResult> {
-    match sender {
+) -> Head {
+    let came = match sender {
+        Sender::Wire(_) => return Head::Unsent,
         Sender::Http1(sender) => in_time(sender.try_send_request(request), timer, upload, limit).await,
         Sender::Http2 { sender, .. } => in_time(sender.try_send_request(request), timer, upload, limit).await,
-    }
+    };
+    came.map_or(Head::Late, Head::Came)
 }
 
 /// The limit counts from the end, or the last progress, of the request body; while the client owes bytes, the client's

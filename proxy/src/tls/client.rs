@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -61,13 +61,14 @@ struct Shared {
     behind: AtomicBool,
     /// How many lists were expired at the last look.
     expired: AtomicUsize,
+    /// That of `state`: asked for with each request.
+    generation: AtomicU64,
     state: RwLock<Arc<State>>,
 }
 
 /// One set of revocation lists and all that was made under it. Another set makes a new one, session memory included: a
 /// resumed session is not verified again, so none may outlive the lists that it was verified with.
 struct State {
-    generation: u64,
     connector: TlsConnector,
     crls: Vec<CertRevocationList<'static>>,
     crl_policy: CrlPolicy,
@@ -173,7 +174,7 @@ impl Client {
         let presenter = Arc::new(Presenter(identity));
         let lists = crls.as_ref().map(|crls| (crls.in_use(), crls.policy()));
         let expired = crls.as_ref().map_or(0, |crls| crls.expired(now()));
-        let state = State::new(0, &provider, &roots, &presenter, policy, protocols, lists)?;
+        let state = State::new(&provider, &roots, &presenter, policy, protocols, lists)?;
         let pins = (!pins.is_empty()).then(|| Pins {
             pins,
             roots: Arc::clone(&roots),
@@ -193,6 +194,7 @@ impl Client {
                 crls: crls.map(Mutex::new),
                 behind: AtomicBool::new(false),
                 expired: AtomicUsize::new(expired),
+                generation: AtomicU64::new(0),
                 state: RwLock::new(Arc::new(state)),
             }),
         })
@@ -292,8 +294,8 @@ impl Client {
             shared.behind.store(true, Ordering::Relaxed);
             (crls.in_use(), crls.policy())
         };
+        let generation = self.generation() + 1;
         let next = State::new(
-            self.generation() + 1,
             &shared.provider,
             &shared.roots,
             &shared.presenter,
@@ -302,13 +304,15 @@ impl Client {
             Some(lists),
         )?;
         *self.shared.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        // Only now: a connection that is made under the old one must not count as one of the new.
+        self.shared.generation.store(generation, Ordering::Release);
         self.shared.behind.store(false, Ordering::Relaxed);
         Ok(())
     }
 
     /// Grows with each change of what servers are judged by. A connection of an earlier one should not carry new requests.
     pub fn generation(&self) -> u64 {
-        self.state().generation
+        self.shared.generation.load(Ordering::Acquire)
     }
 
     /// Whom this client trusts.
@@ -356,7 +360,6 @@ impl Client {
 
 impl State {
     fn new(
-        generation: u64,
         provider: &Arc<CryptoProvider>,
         roots: &Arc<RootCertStore>,
         presenter: &Arc<Presenter>,
@@ -375,7 +378,6 @@ impl State {
         let verifier = verify::verifier(provider, roots, lists, crl_policy)?;
         let config = client_config(policy, provider, verifier, Arc::clone(presenter), protocols)?;
         Ok(Self {
-            generation,
             connector: TlsConnector::from(Arc::new(config)),
             crls,
             crl_policy,

@@ -3,12 +3,16 @@
 //! An Agent drops a payload for good on 400, 403 and 413 and retries on 5xx (research: `comp/forwarder`, transaction
 //! handling), so every failure that is not the client's own is 502, 503 or 504.
 
+use std::io::Write;
+
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use super::body::Download;
 use super::head::Violation;
+use super::reply::{Asked, Delimited};
+use super::rewrite;
 use crate::relay::decide::Refusal;
 use crate::relay::outcome::Outcome;
 
@@ -100,7 +104,31 @@ pub(in crate::relay) fn response(outcome: Outcome, message: &str) -> Response<Do
     response
 }
 
-/// The bytes of an answer to a head that hyper never sees.
+/// The bytes of an answer of ours to an HTTP/1 client; `message` must hold no secret.
+pub(super) fn bytes(outcome: Outcome, message: &str, asked: Asked) -> Vec<u8> {
+    let status = status(outcome);
+    let mut out = Vec::with_capacity(256 + message.len());
+    let reason = status.canonical_reason().unwrap_or_default();
+    rewrite::status_line(asked, status.as_u16(), reason, &mut out);
+    // Writing into a vector cannot fail.
+    let _ = write!(
+        out,
+        "Content-Type: text/plain\r\nContent-Length: {}\r\nX-Agent-FIPS-Proxy-Error: {}\r\n",
+        message.len() + 1,
+        outcome.label(),
+    );
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        out.extend_from_slice(b"Retry-After: 1\r\n");
+    }
+    rewrite::end_of_head(Delimited::AsIs, asked, &mut out);
+    if !asked.head {
+        out.extend_from_slice(message.as_bytes());
+        out.push(b'\n');
+    }
+    out
+}
+
+/// The bytes of an answer to a head that is refused.
 pub(in crate::relay) fn refusal(violation: Violation) -> Vec<u8> {
     raw(violated(violation), violation.reason())
 }

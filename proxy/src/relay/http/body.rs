@@ -17,6 +17,7 @@ use super::RequestTimer;
 use super::exchange::Exchange;
 use super::head::Violation;
 use super::record::Recording;
+use super::server1::{BodyFault, Own};
 use crate::relay::outcome::Outcome;
 use crate::relay::timer::LazyTimer;
 use crate::relay::upstream::pool::Lease;
@@ -30,8 +31,41 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Clone)]
 pub(in crate::relay) struct Upload(Rc<RefCell<Source>>);
 
+/// Where a request body comes from.
+enum From {
+    /// HTTP/2: from hyper.
+    Hyper(Incoming),
+    /// HTTP/1: from the connection itself.
+    Own(Box<dyn Own>),
+}
+
+impl From {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self {
+            Self::Hyper(incoming) => Pin::new(incoming).poll_frame(cx).map_err(Into::into),
+            Self::Own(own) => own
+                .poll_data(cx)
+                .map(|data| data.map(|data| data.map(Frame::data).map_err(Into::into))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Hyper(incoming) => incoming.is_end_stream(),
+            Self::Own(own) => own.is_ended(),
+        }
+    }
+
+    fn length(&self) -> Option<u64> {
+        match self {
+            Self::Hyper(incoming) => incoming.size_hint().exact(),
+            Self::Own(own) => own.length(),
+        }
+    }
+}
+
 struct Source {
-    incoming: Incoming,
+    incoming: From,
     /// What was read so far, while it is kept. Cheap clones of hyper's own buffers.
     kept: Vec<Bytes>,
     kept_bytes: usize,
@@ -50,12 +84,12 @@ struct Source {
     client_owes: bool,
     ended: bool,
     failed: bool,
-    /// It failed because the client owed bytes for too long.
-    stalled: bool,
+    /// It failed because of this.
+    violation: Option<Violation>,
     /// Trailers (HTTP/2): of the present attempt when `true` says that it was given them.
     trailers: Option<(HeaderMap, bool)>,
-    /// HTTP/2 only, where no guard stands before us: the client's time limit for the next part.
-    stall: Option<Stall>,
+    /// The client's time limit for the next part.
+    stall: Stall,
 }
 
 struct Stall {
@@ -72,26 +106,18 @@ impl Stall {
 }
 
 impl Upload {
-    /// The body of an HTTP/1 request, whose guard watches over its progress.
-    pub(in crate::relay) fn new(incoming: Incoming) -> Self {
-        Self::with(incoming, None)
-    }
-
     /// The body of an HTTP/2 request, which fails when the client sends nothing of it for `limit` while it is asked for.
-    pub(in crate::relay) fn watched(incoming: Incoming, limit: Duration, exchange: Rc<Exchange>) -> Self {
-        let timer = LazyTimer::new(Instant::now() + limit);
-        Self::with(
-            incoming,
-            Some(Stall {
-                timer,
-                limit,
-                exchange,
-            }),
-        )
+    pub(in crate::relay) fn new(incoming: Incoming, limit: Duration, exchange: Rc<Exchange>) -> Self {
+        Self::with(From::Hyper(incoming), limit, exchange)
     }
 
-    fn with(incoming: Incoming, stall: Option<Stall>) -> Self {
-        let length = incoming.size_hint().exact();
+    /// The same of an HTTP/1 request.
+    pub(in crate::relay) fn own(body: Box<dyn Own>, limit: Duration, exchange: Rc<Exchange>) -> Self {
+        Self::with(From::Own(body), limit, exchange)
+    }
+
+    fn with(incoming: From, limit: Duration, exchange: Rc<Exchange>) -> Self {
+        let length = incoming.length();
         let ended = incoming.is_end_stream();
         Self(Rc::new(RefCell::new(Source {
             incoming,
@@ -107,9 +133,13 @@ impl Upload {
             client_owes: false,
             ended,
             failed: false,
-            stalled: false,
+            violation: None,
             trailers: None,
-            stall,
+            stall: Stall {
+                timer: LazyTimer::new(Instant::now() + limit),
+                limit,
+                exchange,
+            },
         })))
     }
 
@@ -153,6 +183,11 @@ impl Upload {
         }
     }
 
+    /// No attempt reads on: the client's connection is used for something else.
+    pub(in crate::relay) fn void(&self) {
+        self.0.borrow_mut().attempt += 1;
+    }
+
     /// Body bytes from the client.
     pub(in crate::relay) fn bytes(&self) -> u64 {
         self.0.borrow().bytes
@@ -169,9 +204,9 @@ impl Upload {
         self.0.borrow().failed
     }
 
-    /// How the client is at fault that reading it failed, as far as it is not the guard that knows (HTTP/1).
+    /// How the client is at fault that reading it failed, if it did not just leave.
     pub(in crate::relay) fn violation(&self) -> Option<Violation> {
-        self.0.borrow().stalled.then_some(Violation::BodyTimeout)
+        self.0.borrow().violation
     }
 
     /// When the intake is too slow: `limit` after the body's end or last progress; `None` while the client owes bytes.
@@ -231,7 +266,7 @@ impl Body for UploadBody {
             return Poll::Ready(Some(Ok(Frame::trailers(trailers.clone()))));
         }
         loop {
-            let frame = match Pin::new(&mut source.incoming).poll_frame(cx) {
+            let frame = match source.incoming.poll_frame(cx) {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => {
                     if !source.client_owes {
@@ -239,29 +274,29 @@ impl Body for UploadBody {
                         source.client_owes = true;
                         source.progress = Instant::now();
                     }
-                    let Some(stall) = &mut source.stall else {
-                        return Poll::Pending;
-                    };
-                    ready!(stall.poll(cx, source.progress));
+                    ready!(source.stall.poll(cx, source.progress));
                     source.failed = true;
-                    source.stalled = true;
+                    source.violation = Some(Violation::BodyTimeout);
                     return Poll::Ready(Some(Err(Violation::BodyTimeout.into())));
                 }
             };
             source.client_owes = false;
             source.progress = Instant::now();
-            if let Some(stall) = &source.stall {
-                stall.exchange.moved();
-            }
+            source.stall.exchange.moved();
             let Some(frame) = frame else {
                 source.ended = true;
                 return Poll::Ready(None);
             };
-            let frame = frame.inspect_err(|_| source.failed = true)?;
+            let frame = frame.inspect_err(|error| {
+                source.failed = true;
+                if let Some(BodyFault::Violation(violation)) = error.downcast_ref() {
+                    source.violation = Some(*violation);
+                }
+            })?;
             let chunk = match frame.into_data() {
                 Ok(chunk) => chunk,
                 // An HTTP/2 client's go on. hyper leaves them out where HTTP/1 could not carry them.
-                Err(frame) if source.stall.is_some() => {
+                Err(frame) => {
                     let Ok(trailers) = frame.into_trailers() else {
                         continue;
                     };
@@ -270,8 +305,6 @@ impl Body for UploadBody {
                     source.trailers = Some((trailers.clone(), true));
                     return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
                 }
-                // An HTTP/1 client's end here; see `rewrite`.
-                Err(_) => continue,
             };
             source.bytes += chunk.len() as u64;
             source.given += chunk.len() as u64;
@@ -308,10 +341,6 @@ impl Body for UploadBody {
 
 /// What the client gets as a body.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large one is the usual one: a box would be an allocation per request"
-)]
 pub(in crate::relay) enum Download {
     /// The intake's.
     Relay(Relay),
@@ -392,7 +421,7 @@ impl Relay {
                         // HTTP/1.1 clients of ours never ask for trailers (`TE: trailers` is per hop and not passed on).
                         Err(_) => continue,
                     };
-                    self.recording.add_bytes_down(chunk.len() as u64);
+                    self.recording.add_bytes_down(chunk.len());
                     return Poll::Ready(Some(Ok(Frame::data(chunk))));
                 }
             }

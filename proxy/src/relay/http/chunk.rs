@@ -1,4 +1,4 @@
-//! Follows the framing of a chunked body without touching its data (RFC 9112 section 7.1).
+//! Reads the framing of a chunked body (RFC 9112 section 7.1): where its data is, where it ends, and what is malformed.
 
 use super::head::{Violation, is_token};
 
@@ -31,7 +31,18 @@ enum State {
     LastLf,
 }
 
-/// The follower: fed with body bytes, it finds malformed framing and the end.
+/// What the next bytes of a chunked body are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Piece {
+    /// This many bytes of framing.
+    Framing(usize),
+    /// This many bytes of data.
+    Data(usize),
+    /// This many bytes of framing, behind which the body has ended.
+    End(usize),
+}
+
+/// The reader: fed with a body's bytes in any pieces.
 #[derive(Debug)]
 pub(super) struct Chunked {
     state: State,
@@ -48,32 +59,31 @@ impl Chunked {
         }
     }
 
-    /// Goes over `bytes` up to the end of the body. Gives how many belong to the body, and whether it ended.
+    /// What `bytes`, which are not empty, begin with.
     ///
     /// # Errors
     /// The framing is malformed, with the number of bytes before the fault. Nothing behind it may be believed.
-    pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<(usize, bool), (usize, Violation)> {
-        let mut at = 0;
-        while at < bytes.len() {
-            if let State::Data(left) = self.state {
-                // Data is skipped in one step: the cost is per chunk, not per byte.
-                let here = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len() - at);
-                at += here;
-                let left = left - here as u64;
-                self.state = if left == 0 {
-                    State::DataCr
-                } else {
-                    State::Data(left)
-                };
-                continue;
-            }
-            match self.step(bytes[at]) {
-                Ok(false) => at += 1,
-                Ok(true) => return Ok((at + 1, true)),
+    pub(super) fn next(&mut self, bytes: &[u8]) -> Result<Piece, (usize, Violation)> {
+        if let State::Data(left) = self.state {
+            // Data is passed in one step: the cost is per chunk, not per byte.
+            let here = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+            let left = left - here as u64;
+            self.state = if left == 0 {
+                State::DataCr
+            } else {
+                State::Data(left)
+            };
+            return Ok(Piece::Data(here));
+        }
+        for (at, &byte) in bytes.iter().enumerate() {
+            match self.step(byte) {
+                Ok(false) if matches!(self.state, State::Data(_)) => return Ok(Piece::Framing(at + 1)),
+                Ok(false) => {}
+                Ok(true) => return Ok(Piece::End(at + 1)),
                 Err(violation) => return Err((at, violation)),
             }
         }
-        Ok((at, false))
+        Ok(Piece::Framing(bytes.len()))
     }
 
     /// One byte of framing; true at the end of the body.
@@ -131,20 +141,43 @@ impl Chunked {
 mod tests {
     use super::*;
 
+    /// Goes over `bytes` up to the end of the body: how many belong to it, its data, and whether it ended.
+    fn advance(chunked: &mut Chunked, bytes: &[u8]) -> Result<(usize, Vec<u8>, bool), (usize, Violation)> {
+        let (mut at, mut data) = (0, Vec::new());
+        while at < bytes.len() {
+            match chunked.next(&bytes[at..]).map_err(|(n, why)| (at + n, why))? {
+                Piece::Framing(n) => at += n,
+                Piece::Data(n) => {
+                    data.extend_from_slice(&bytes[at..at + n]);
+                    at += n;
+                }
+                Piece::End(n) => return Ok((at + n, data, true)),
+            }
+        }
+        Ok((at, data, false))
+    }
+
     #[test]
     fn good_bodies_end_where_they_end_however_they_are_split() {
-        for body in [
-            &b"0\r\n\r\n"[..],
-            b"5\r\nhello\r\n0\r\n\r\n",
-            b"5;a=b;c=\"d e\"\r\nhello\r\nA\r\n0123456789\r\n000\r\n\r\n",
-            b"1\r\nx\r\n0\r\nDigest: abc\r\nX-Y:\r\n\r\n",
+        for (body, data) in [
+            (&b"0\r\n\r\n"[..], &b""[..]),
+            (b"5\r\nhello\r\n0\r\n\r\n", b"hello"),
+            (
+                b"5;a=b;c=\"d e\"\r\nhello\r\nA\r\n0123456789\r\n000\r\n\r\n",
+                b"hello0123456789",
+            ),
+            (b"1\r\nx\r\n0\r\nDigest: abc\r\nX-Y:\r\n\r\n", b"x"),
         ] {
             for split in 0..body.len() {
                 let mut chunked = Chunked::new();
-                assert_eq!(chunked.advance(&body[..split]), Ok((split, false)), "{split}");
+                let (used, mut got, ended) = advance(&mut chunked, &body[..split]).unwrap();
+                assert_eq!((used, ended), (split, false), "{split}");
                 let mut rest = body[split..].to_vec();
                 rest.extend_from_slice(b"GET ");
-                assert_eq!(chunked.advance(&rest), Ok((body.len() - split, true)), "{split}");
+                let (used, more, ended) = advance(&mut chunked, &rest).unwrap();
+                assert_eq!((used, ended), (body.len() - split, true), "{split}");
+                got.extend(more);
+                assert_eq!(got, data, "{split}");
             }
         }
     }
@@ -167,7 +200,7 @@ mod tests {
             (b"0\r\nBad Name: x\r\n", 6),
             (b"0\r\nName: x\n\r\n", 10),
         ] {
-            let stopped = Chunked::new().advance(body);
+            let stopped = advance(&mut Chunked::new(), body).map(drop);
             assert_eq!(
                 stopped,
                 Err((at, Violation::Chunk)),
@@ -177,12 +210,16 @@ mod tests {
         }
         let long = [b"1;".as_slice(), &[b'a'; MAX_EXTENSIONS + 1]].concat();
         assert_eq!(
-            Chunked::new().advance(&long).map_err(|(_, why)| why),
+            advance(&mut Chunked::new(), &long)
+                .map(drop)
+                .map_err(|(_, why)| why),
             Err(Violation::ChunkTooLong)
         );
         let long = [b"0\r\n".as_slice(), &[b'a'; MAX_TRAILERS + 1]].concat();
         assert_eq!(
-            Chunked::new().advance(&long).map_err(|(_, why)| why),
+            advance(&mut Chunked::new(), &long)
+                .map(drop)
+                .map_err(|(_, why)| why),
             Err(Violation::ChunkTooLong)
         );
     }

@@ -1,4 +1,4 @@
-//! What a client connection and its requests tell each other.
+//! What an HTTP/2 connection and its requests tell each other.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -7,20 +7,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::head::Violation;
-
 /// The state of one connection.
 #[derive(Debug)]
 pub(in crate::relay) struct Exchange {
-    /// Requests that were begun and are not answered yet; in HTTP/1 one at most.
+    /// Requests that were begun and are not answered yet.
     open: Cell<u32>,
     /// Somebody wants to be polled when a request ends.
     waiting: RefCell<Option<Waker>>,
-    violation: Cell<Option<Violation>>,
-    /// A head is partly here (HTTP/1).
-    partial: Cell<bool>,
-    /// Answer with `Connection: close` from now on (HTTP/1).
-    last: Cell<bool>,
     /// When the last request ended.
     idle_since: Cell<Instant>,
     /// When a request began or ended or a part of a body moved.
@@ -36,42 +29,11 @@ impl Exchange {
         Self {
             open: Cell::new(0),
             waiting: RefCell::new(None),
-            violation: Cell::new(None),
-            partial: Cell::new(false),
-            last: Cell::new(false),
             idle_since: Cell::new(now),
             moved: Cell::new(now),
             requests: Cell::new(0),
             aborts: Cell::new(0),
         }
-    }
-
-    /// Why the client's bytes were refused, if they were.
-    pub(in crate::relay) fn violation(&self) -> Option<Violation> {
-        self.violation.get()
-    }
-
-    pub(super) fn violate(&self, violation: Violation) {
-        self.violation.set(Some(violation));
-    }
-
-    /// True while a request head is partly received.
-    pub(in crate::relay) fn partial(&self) -> bool {
-        self.partial.get()
-    }
-
-    pub(super) fn set_partial(&self, partial: bool) {
-        self.partial.set(partial);
-    }
-
-    /// The next answer is the last on this connection.
-    pub(in crate::relay) fn set_last(&self) {
-        self.last.set(true);
-    }
-
-    /// See [`Exchange::set_last`].
-    pub(in crate::relay) fn is_last(&self) -> bool {
-        self.last.get()
     }
 
     /// Requests that were begun so far.
@@ -81,10 +43,6 @@ impl Exchange {
 
     pub(super) fn is_busy(&self) -> bool {
         self.open.get() > 0
-    }
-
-    pub(super) fn idle_since(&self) -> Instant {
-        self.idle_since.get()
     }
 
     /// A request is here.

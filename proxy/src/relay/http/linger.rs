@@ -2,7 +2,7 @@
 //!
 //! Closing with bytes unread makes the kernel send a reset, which can destroy our last words on their way to the client: in
 //! HTTP/1 a refusal, or an answer before the end of the body (RFC 9112 section 9.6 tells of the reset), in HTTP/2 the GOAWAY
-//! that says why (RFC 9113 section 5.4.1 wants it sent). In HTTP/1 `guard` decides when; in HTTP/2 [`Lingering`] always does.
+//! that says why (RFC 9113 section 5.4.1 wants it sent). In HTTP/1 `server1` decides when; in HTTP/2 [`Lingering`] always does.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

@@ -12,21 +12,19 @@ use tokio::time::Instant;
 use super::answer;
 use super::body::Upload;
 use super::exchange::Exchange;
-use crate::catalog::Product;
 use crate::relay::Recorder;
 use crate::relay::outcome::{Outcome, RequestRecord, Via};
+use crate::relay::upstream::target::Target;
 use crate::tls::Negotiated;
 
 /// The record of a request that is not over.
-pub(in crate::relay) struct Recording {
-    record: RequestRecord,
+pub(in crate::relay) struct Record {
+    told: RequestRecord,
     started: Instant,
     /// The outcome is known; else the end makes it `Ok` and a drop leaves it an abort.
     decided: bool,
-    told: bool,
+    over: bool,
     recorder: Arc<dyn Recorder>,
-    exchange: Rc<Exchange>,
-    upload: Upload,
 }
 
 /// The record of a request of which only the head is known.
@@ -60,57 +58,35 @@ pub(in crate::relay) fn begun(
     }
 }
 
-impl Recording {
-    /// The request's body was read to its end.
-    pub(in crate::relay) fn is_request_complete(&self) -> bool {
-        self.upload.is_complete()
-    }
-
-    /// What the client did to its request body, when that is why the request failed.
-    pub(in crate::relay) fn clients_fault(&self) -> Option<(Outcome, &'static str)> {
-        match self.exchange.violation().or_else(|| self.upload.violation()) {
-            Some(violation) => Some((answer::violated(violation), violation.reason())),
-            None => {
-                (self.upload.failed()).then_some((Outcome::ClientAborted, "the request body ended early"))
-            }
-        }
-    }
-
-    pub(in crate::relay) fn new(
-        record: RequestRecord,
-        recorder: Arc<dyn Recorder>,
-        exchange: Rc<Exchange>,
-        upload: Upload,
-    ) -> Self {
+impl Record {
+    pub(in crate::relay) fn new(told: RequestRecord, recorder: Arc<dyn Recorder>) -> Self {
         Self {
-            record,
+            told,
             started: Instant::now(),
             decided: false,
-            told: false,
+            over: false,
             recorder,
-            exchange,
-            upload,
         }
     }
 
-    pub(in crate::relay) fn set_route(&mut self, product: Product, name: &str) {
-        self.record.product = Some(product);
-        self.record.upstream_name = Some(name.to_owned());
+    pub(in crate::relay) fn set_route(&mut self, target: &Target) {
+        self.told.product = Some(target.product);
+        self.told.upstream_name = Some(Arc::clone(&target.name));
     }
 
     /// Which upstream connection it goes over.
     pub(in crate::relay) fn set_line(&mut self, addr: SocketAddr, tls: &Arc<Negotiated>) {
-        self.record.upstream_addr = Some(addr);
-        self.record.upstream_http = Some(if tls.http2 { "2" } else { "1.1" });
-        self.record.tls = Some(Arc::clone(tls));
+        self.told.upstream_addr = Some(addr);
+        self.told.upstream_http = Some(if tls.http2 { "2" } else { "1.1" });
+        self.told.tls = Some(Arc::clone(tls));
     }
 
     pub(in crate::relay) fn count_retry(&mut self) {
-        self.record.retries += 1;
+        self.told.retries += 1;
     }
 
     pub(in crate::relay) fn set_status(&mut self, status: http::StatusCode) {
-        self.record.status = status.as_u16();
+        self.told.status = status.as_u16();
     }
 
     /// The request gets an answer of ours.
@@ -121,53 +97,125 @@ impl Recording {
         error: Option<String>,
     ) {
         self.set_status(status);
-        self.record.error = error;
-        self.record.outcome = outcome;
+        self.told.error = error;
+        self.told.outcome = outcome;
         self.decided = true;
     }
 
-    pub(in crate::relay) fn add_bytes_down(&mut self, bytes: u64) {
-        self.exchange.moved();
-        self.record.bytes_down += bytes;
+    /// Body bytes from the client, all together.
+    pub(in crate::relay) fn set_bytes_up(&mut self, bytes: u64) {
+        self.told.bytes_up = bytes;
+    }
+
+    pub(in crate::relay) fn add_bytes_up(&mut self, bytes: usize) {
+        self.told.bytes_up += bytes as u64;
+    }
+
+    pub(in crate::relay) fn add_bytes_down(&mut self, bytes: usize) {
+        self.told.bytes_down += bytes as u64;
     }
 
     /// The end: the intake's answer is relayed, or our own was given.
     pub(in crate::relay) fn finish(&mut self) {
         if !self.decided {
-            self.record.outcome = Outcome::Ok;
+            self.told.outcome = Outcome::Ok;
         }
         self.tell();
     }
 
     /// The end by a failure after the response began: the client's connection will be cut.
     pub(in crate::relay) fn fail(&mut self, outcome: Outcome, error: &str) {
-        self.record.outcome = outcome;
-        self.record.error = Some(error.to_owned());
+        self.told.outcome = outcome;
+        self.told.error = Some(error.to_owned());
         self.tell();
     }
 
     fn tell(&mut self) {
-        if std::mem::replace(&mut self.told, true) {
+        if std::mem::replace(&mut self.over, true) {
             return;
         }
-        self.record.duration = self.started.elapsed();
-        self.record.bytes_up = self.upload.bytes();
-        self.recorder.request(&self.record);
-        self.exchange.end(self.record.outcome == Outcome::ClientAborted);
+        self.told.duration = self.started.elapsed();
+        self.recorder.request(&self.told);
     }
 }
 
-impl Drop for Recording {
+impl Drop for Record {
     fn drop(&mut self) {
         self.tell();
     }
 }
 
-impl fmt::Debug for Recording {
+impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Recording")
-            .field("record", &self.record)
+        f.debug_struct("Record")
             .field("told", &self.told)
+            .field("over", &self.over)
             .finish_non_exhaustive()
+    }
+}
+
+/// The record of a request that goes through hyper, together with what tells how it went.
+#[derive(Debug)]
+pub(in crate::relay) struct Recording {
+    record: Record,
+    exchange: Rc<Exchange>,
+    upload: Upload,
+    over: bool,
+}
+
+impl Recording {
+    pub(in crate::relay) fn new(record: Record, exchange: Rc<Exchange>, upload: Upload) -> Self {
+        Self {
+            record,
+            exchange,
+            upload,
+            over: false,
+        }
+    }
+
+    /// The record itself.
+    pub(in crate::relay) fn record(&mut self) -> &mut Record {
+        &mut self.record
+    }
+
+    /// What the client did to its request body, when that is why the request failed.
+    pub(in crate::relay) fn clients_fault(&self) -> Option<(Outcome, &'static str)> {
+        match self.upload.violation() {
+            Some(violation) => Some((answer::violated(violation), violation.reason())),
+            None => {
+                (self.upload.failed()).then_some((Outcome::ClientAborted, "the request body ended early"))
+            }
+        }
+    }
+
+    pub(in crate::relay) fn add_bytes_down(&mut self, bytes: usize) {
+        self.exchange.moved();
+        self.record.add_bytes_down(bytes);
+    }
+
+    /// See [`Record::finish`].
+    pub(in crate::relay) fn finish(&mut self) {
+        self.end(Record::finish);
+    }
+
+    /// See [`Record::fail`].
+    pub(in crate::relay) fn fail(&mut self, outcome: Outcome, error: &str) {
+        self.end(|record| record.fail(outcome, error));
+    }
+
+    fn end(&mut self, how: impl FnOnce(&mut Record)) {
+        if std::mem::replace(&mut self.over, true) {
+            return;
+        }
+        self.record.set_bytes_up(self.upload.bytes());
+        how(&mut self.record);
+        self.exchange
+            .end(self.record.told.outcome == Outcome::ClientAborted);
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        self.end(Record::tell);
     }
 }

@@ -1,12 +1,11 @@
 //! What is changed on the way: hop-by-hop headers and Host, nothing else.
 
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-};
+use std::io::Write;
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, TE};
+
+use super::head::{self, Connection, Framing, Head, options};
+use super::reply::{Asked, Delimited};
 
 /// Their values are marked sensitive: `Debug` hides them, and HTTP/2 never puts them into its compression table.
 const SECRETS: [HeaderName; 5] = [
@@ -17,11 +16,129 @@ const SECRETS: [HeaderName; 5] = [
     http::header::COOKIE,
 ];
 
-/// Makes a client's headers fit for the intake. Host is set by whoever sends the request.
+/// Headers that end here (RFC 9110 section 7.6.1), and what is written anew: Host and the framing.
 ///
-/// `Expect` is taken away: hyper answers `100 Continue` itself when the body is first asked for, which is when a
-/// connection to the intake is there. Trailers are not forwarded (RFC 9110 section 6.5.1), so `Trailer` goes too;
-/// those of HTTP/2 need no announcement.
+/// `Expect` too: whoever relays the body answers `100 Continue` when the intake's connection is there. Trailers are not
+/// forwarded in HTTP/1 (RFC 9110 section 6.5.1), so `Trailer` goes; those of HTTP/2 need no announcement.
+fn ends_here(name: &[u8]) -> bool {
+    let known: &[&str] = match name.len() {
+        2 => &["te"],
+        6 => &["expect"],
+        7 => &["trailer", "upgrade"],
+        10 => &["connection", "keep-alive"],
+        16 => &["proxy-connection"],
+        17 => &["transfer-encoding"],
+        18 => &["proxy-authenticate"],
+        19 => &["proxy-authorization"],
+        _ => return false,
+    };
+    known
+        .iter()
+        .any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+}
+
+/// True when one of the `Connection` headers among `headers` lists `name`. A message must not lose its framing or its
+/// destination because someone lists them there.
+fn is_listed<'a>(name: &[u8], headers: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> bool {
+    !name.eq_ignore_ascii_case(b"content-length")
+        && headers
+            .filter(|(name, _)| name.eq_ignore_ascii_case(b"connection"))
+            .flat_map(|(_, value)| options(value))
+            .any(|option| option.eq_ignore_ascii_case(name))
+}
+
+/// Writes one header.
+pub(super) fn put(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the head for an HTTP/1.1 intake of that `host` name. `read` is what [`head::check`] gave for `bytes`.
+pub(super) fn request_head(bytes: &[u8], read: &Head<'_>, host: &[u8], out: &mut Vec<u8>) {
+    let (_, path) = read.split_target();
+    out.reserve(bytes.len() + host.len() + 64);
+    out.extend_from_slice(read.method.as_bytes());
+    // An absolute target without path means the root.
+    out.extend_from_slice(if path.starts_with('/') { b" " } else { b" /" });
+    out.extend_from_slice(path.as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    put(out, b"Host", host);
+    for (name, value) in head::headers(bytes) {
+        let dropped = ends_here(name)
+            || (name.len() == 4 && name.eq_ignore_ascii_case(b"host"))
+            || (read.lists_headers && is_listed(name, head::headers(bytes)));
+        if !dropped {
+            put(out, name, value);
+        }
+    }
+    match read.framing {
+        Framing::Chunked => put(out, b"Transfer-Encoding", b"chunked"),
+        // Some servers want to be told that a body is empty (RFC 9110 section 8.6).
+        Framing::None if !read.has_length && matches!(read.method, "POST" | "PUT" | "PATCH") => {
+            put(out, b"Content-Length", b"0");
+        }
+        Framing::None | Framing::Length(_) => {}
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the head for an HTTP/1 client.
+pub(super) fn response_head(
+    response: &httparse::Response<'_, '_>,
+    delimited: Delimited,
+    asked: Asked,
+    out: &mut Vec<u8>,
+) {
+    let headers = || {
+        response
+            .headers
+            .iter()
+            .map(|header| (header.name.as_bytes(), header.value))
+    };
+    let lists = headers().any(|(name, value)| {
+        name.len() == 10 && name.eq_ignore_ascii_case(b"connection") && Connection::of(value).lists_headers
+    });
+    status_line(
+        asked,
+        response.code.unwrap_or_default(),
+        response.reason.unwrap_or_default(),
+        out,
+    );
+    let mut length = false;
+    for (name, value) in headers() {
+        let is_length = name.len() == 14 && name.eq_ignore_ascii_case(b"content-length");
+        // Two that say the same are one.
+        let again = is_length && std::mem::replace(&mut length, true);
+        if !(ends_here(name) || again || (lists && is_listed(name, headers()))) {
+            put(out, name, value);
+        }
+    }
+    end_of_head(delimited, asked, out);
+}
+
+/// Writes the beginning of a head for an HTTP/1 client.
+pub(super) fn status_line(asked: Asked, code: u16, reason: &str, out: &mut Vec<u8>) {
+    let version = if asked.http10 { "HTTP/1.0" } else { "HTTP/1.1" };
+    // Writing into a vector cannot fail.
+    let _ = write!(out, "{version} {code} {reason}\r\n");
+}
+
+/// Writes what we say of the connection, and the end of the head.
+pub(super) fn end_of_head(delimited: Delimited, asked: Asked, out: &mut Vec<u8>) {
+    if delimited == Delimited::Chunked {
+        put(out, b"Transfer-Encoding", b"chunked");
+    }
+    if !asked.keep_alive || delimited == Delimited::Close {
+        put(out, b"Connection", b"close");
+    } else if asked.http10 {
+        put(out, b"Connection", b"keep-alive");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Makes the headers of a request that goes by hyper fit for the intake. Host is set by whoever sends it.
 ///
 /// True when the client says that it takes trailers, which is per hop: an HTTP/2 intake is told the same.
 pub(super) fn request(headers: &mut HeaderMap) -> bool {
@@ -30,7 +147,6 @@ pub(super) fn request(headers: &mut HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
     hop_by_hop(headers);
     headers.remove(HOST);
-    headers.remove(EXPECT);
     for name in &SECRETS {
         if let http::header::Entry::Occupied(mut entry) = headers.entry(name) {
             for value in entry.iter_mut() {
@@ -41,38 +157,24 @@ pub(super) fn request(headers: &mut HeaderMap) -> bool {
     trailers
 }
 
-/// Makes the intake's headers fit for the client.
+/// Makes the headers of an answer that came by hyper fit for the client.
 pub(super) fn response(headers: &mut HeaderMap) {
     hop_by_hop(headers);
 }
 
-/// RFC 9110 section 7.6.1.
 fn hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let listed: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|token| token.trim().parse().ok())
-            // A message must not lose its framing or its destination because someone lists them here.
-            .filter(|name| *name != CONTENT_LENGTH && *name != HOST)
-            .collect();
-        for name in listed {
-            headers.remove(name);
-        }
-        headers.remove(CONNECTION);
-    }
-    for name in [
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        PROXY_AUTHENTICATE,
-        PROXY_AUTHORIZATION,
-        TE,
-        TRAILER,
-        TRANSFER_ENCODING,
-        UPGRADE,
-    ] {
+    let gone: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            let all = headers
+                .iter()
+                .map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+            let name = name.as_str().as_bytes();
+            ends_here(name) || (name != b"host" && headers.contains_key(CONNECTION) && is_listed(name, all))
+        })
+        .cloned()
+        .collect();
+    for name in gone {
         headers.remove(name);
     }
 }

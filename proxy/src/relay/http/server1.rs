@@ -1,19 +1,38 @@
-//! HTTP/1 from a client: hyper behind the framing guard.
+//! HTTP/1 from a client: one request after the other, each relayed to its end before the next is looked at.
+//!
+//! `inbound` is what the client sends, `request` decides on one head and finds a connection for it, `transfer` moves the
+//! two messages, `bridge` does the same for an intake that speaks HTTP/2. Here is what is around them: waiting for a head
+//! within the client's time limits, refusing one, draining, and the end of the connection.
 
-use std::convert::Infallible;
-use std::pin::pin;
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 
-use super::guard::Guard;
-use super::{Client, ClientIo, Ended, MAX_BUFFER, answer, distrust_in, handle, request_timer};
+use super::head::{self, Violation};
+use super::linger::Linger;
+use super::window::Window;
+use super::{Client, ClientIo, Ended, answer};
 use crate::relay::drained;
 use crate::relay::outcome::Outcome;
+use crate::relay::timer::LazyTimer;
 use crate::relay::upstream::connect::Handshake;
+use crate::tls::server::alert;
+
+mod bridge;
+mod inbound;
+mod request;
+mod transfer;
+
+pub(in crate::relay) use bridge::Own;
+pub(in crate::relay) use inbound::BodyFault;
+use inbound::{Inbound, say};
 
 /// Serves HTTP/1 on `io` until either side is done or we drain. `prefix` was read from it before.
 pub(super) async fn serve<H: Handshake, IO: ClientIo>(
@@ -22,56 +41,232 @@ pub(super) async fn serve<H: Handshake, IO: ClientIo>(
     prefix: Vec<u8>,
     mut drain: watch::Receiver<bool>,
 ) -> Ended {
-    let exchange = Rc::clone(&client.exchange);
-    let limits = &client.thread.shared.config.limits;
-    let max_buffer = MAX_BUFFER.max(limits.max_header_bytes);
-    let guard = Guard::new(io, prefix, Rc::clone(&exchange), limits);
-    // A connection has one request at a time.
-    let timer = request_timer(&client);
-    let service = service_fn(move |request| {
-        let (client, timer) = (Rc::clone(&client), Rc::clone(&timer));
-        async move { Ok::<_, Infallible>(handle(&client, timer, request).await) }
-    });
-    // The guard has its own time limits; Date is the intake's, not ours.
-    let mut connection = pin!(
-        http1::Builder::new()
-            .auto_date_header(false)
-            .header_read_timeout(None)
-            .max_buf_size(max_buffer)
-            .serve_connection(TokioIo::new(guard), service)
-    );
-    let mut draining = false;
-    let result = loop {
-        tokio::select! {
-            // Bytes that are here already belong to a request that will be answered.
-            biased;
-            result = connection.as_mut() => break result,
-            () = drained(&mut drain), if !draining => {
-                draining = true;
-                exchange.set_last();
-                // A head that is partly here is a request in flight: it is waited for, then answered as the last one.
-                if !exchange.partial() {
-                    connection.as_mut().graceful_shutdown();
-                }
+    let mut connection = Connection::new(client, io, &prefix, drain.clone());
+    drop(prefix);
+    let mut draining = pin!(drained(&mut drain));
+    let end = loop {
+        match connection.head(draining.as_mut()).await {
+            Next::Request(end) => match connection.request(end).await {
+                Then::Next => connection.idle_since = Instant::now(),
+                Then::Close(outcome, violation) => break End::shut(outcome, violation),
+                Then::Refuse(violation) => break End::refused(violation),
+                Then::Cut(outcome) => break End::cut(outcome),
+            },
+            Next::Refused(violation) => break End::refused(violation),
+            Next::Idle => break End::shut(Outcome::Ok, None),
+            // Without the close_notify that few clients send.
+            Next::Failed(error) => {
+                let mut end = End::cut(connection.left());
+                end.distrust = alert::distrust_in(&error);
+                break end;
             }
+            Next::Left if connection.partial => break End::cut(Outcome::ClientAborted),
+            Next::Left => break End::shut(Outcome::Ok, None),
         }
     };
-    let violation = exchange.violation();
-    let distrust = result.as_ref().err().and_then(distrust_in);
-    let outcome = match (violation, result) {
-        (Some(violation), _) => answer::violated(violation),
-        (None, Ok(())) => Outcome::Ok,
-        // What the guard let through and hyper still refuses: hyper answered 400 itself.
-        (None, Err(error)) if error.is_parse() => Outcome::BadRequest,
-        (None, Err(error)) if error.is_user() => Outcome::UpstreamProtocol,
-        // It went between two requests, without the close_notify that few clients send.
-        (None, Err(_)) if !exchange.is_busy() && !exchange.partial() => Outcome::Ok,
-        (None, Err(_)) => Outcome::ClientAborted,
-    };
-    Ended {
-        outcome,
-        requests: exchange.requests(),
-        violation,
-        distrust,
+    connection.end(end).await
+}
+
+/// How a connection ends.
+struct End {
+    outcome: Outcome,
+    violation: Option<Violation>,
+    distrust: Option<&'static str>,
+    /// What is still to be said.
+    said: Vec<u8>,
+    /// In the middle of a message, or when the client is gone: without a farewell.
+    cut: bool,
+}
+
+impl End {
+    fn shut(outcome: Outcome, violation: Option<Violation>) -> Self {
+        Self {
+            outcome,
+            violation,
+            distrust: None,
+            said: Vec::new(),
+            cut: false,
+        }
+    }
+
+    fn refused(violation: Violation) -> Self {
+        Self {
+            said: answer::refusal(violation),
+            ..Self::shut(answer::violated(violation), Some(violation))
+        }
+    }
+
+    fn cut(outcome: Outcome) -> Self {
+        Self {
+            cut: true,
+            ..Self::shut(outcome, None)
+        }
+    }
+}
+
+/// What came of waiting for a head.
+enum Next {
+    /// A complete one of this length is in the window.
+    Request(usize),
+    Refused(Violation),
+    /// The client left.
+    Left,
+    /// Nothing came for too long, or we drain.
+    Idle,
+    Failed(io::Error),
+}
+
+/// What follows a request.
+enum Then {
+    /// Another one may come.
+    Next,
+    /// It was the last. The violation is of its body, and answered.
+    Close(Outcome, Option<Violation>),
+    /// Nothing was answered yet, and this is wrong.
+    Refuse(Violation),
+    /// Its answer could not be completed.
+    Cut(Outcome),
+}
+
+/// One client connection.
+struct Connection<H: Handshake, IO> {
+    client: Rc<Client<H>>,
+    inbound: Rc<RefCell<Inbound<IO>>>,
+    /// The one timer for whatever is waited for.
+    timer: LazyTimer,
+    idle_timeout: Duration,
+    requests: u64,
+    /// A head is partly here.
+    partial: bool,
+    idle_since: Instant,
+    /// We drain.
+    last: bool,
+    last_route: Option<request::Last>,
+}
+
+impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
+    fn new(client: Rc<Client<H>>, io: IO, prefix: &[u8], drain: watch::Receiver<bool>) -> Self {
+        let idle_timeout = client.thread.shared.config.limits.idle_timeout;
+        let window = Window::new(Rc::clone(&client.thread.buffers), prefix);
+        let now = Instant::now();
+        Self {
+            client,
+            inbound: Rc::new(RefCell::new(Inbound::new(io, window, drain))),
+            timer: LazyTimer::new(now + idle_timeout),
+            idle_timeout,
+            requests: 0,
+            partial: false,
+            idle_since: now,
+            last: false,
+            last_route: None,
+        }
+    }
+
+    /// Waits for a head. `draining` completes when we drain; an idle connection ends then, a head that is partly here is a
+    /// request in flight: it is waited for, and answered as the last one.
+    async fn head(&mut self, mut draining: Pin<&mut impl Future<Output = ()>>) -> Next {
+        let limits = &self.client.thread.shared.config.limits;
+        let (max_head, header_timeout) = (limits.max_header_bytes, limits.header_timeout);
+        let mut searched = 0;
+        let mut head_since = self.idle_since;
+        self.partial = false;
+        poll_fn(|cx| {
+            let mut inbound = self.inbound.borrow_mut();
+            loop {
+                let raw = inbound.window.raw();
+                if !raw.is_empty() && searched < raw.len() {
+                    let found = head::find_end(raw, searched);
+                    match found {
+                        Err(violation) => return Poll::Ready(Next::Refused(violation)),
+                        Ok(end) if end.unwrap_or(raw.len()) > max_head => {
+                            return Poll::Ready(Next::Refused(Violation::HeadTooLarge));
+                        }
+                        Ok(Some(end)) => return Poll::Ready(Next::Request(end)),
+                        // The limit may be all that there is room for.
+                        Ok(None) if !inbound.window.has_room() => {
+                            return Poll::Ready(Next::Refused(Violation::HeadTooLarge));
+                        }
+                        Ok(None) => {
+                            searched = raw.len();
+                            if !self.partial {
+                                self.partial = true;
+                                head_since = Instant::now();
+                            }
+                        }
+                    }
+                }
+                match inbound.poll_more(cx) {
+                    Poll::Ready(Ok(true)) => {}
+                    Poll::Ready(Ok(false)) => return Poll::Ready(Next::Left),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Next::Failed(error)),
+                    Poll::Pending => break,
+                }
+            }
+            // Bytes that are here already belong to a request that will be answered: that we drain is looked at last.
+            if !self.last && draining.as_mut().poll(cx).is_ready() {
+                self.last = true;
+            }
+            if self.last && !self.partial {
+                return Poll::Ready(Next::Idle);
+            }
+            let deadline = if self.partial {
+                head_since + header_timeout
+            } else {
+                self.idle_since + self.idle_timeout
+            };
+            match (self.timer.poll(cx, deadline), self.partial) {
+                (Poll::Pending, _) => Poll::Pending,
+                (Poll::Ready(()), true) => Poll::Ready(Next::Refused(Violation::HeadTimeout)),
+                (Poll::Ready(()), false) => Poll::Ready(Next::Idle),
+            }
+        })
+        .await
+    }
+
+    /// The client has left: between two requests that is how connections end.
+    fn left(&self) -> Outcome {
+        if self.partial {
+            Outcome::ClientAborted
+        } else {
+            Outcome::Ok
+        }
+    }
+
+    /// Says what is left to say, and closes gently: see [`Linger`].
+    async fn end(mut self, end: End) -> Ended {
+        if !end.cut {
+            // A client that does not read must not hold us for longer than any other.
+            match timeout(self.idle_timeout, self.shut(end.said)).await {
+                Ok(Ok(())) => {}
+                // It has left first.
+                Ok(Err(error)) => tracing::debug!(%error, "a client's connection did not end in order"),
+                Err(_) => tracing::debug!("a client did not read our last words"),
+            }
+        }
+        Ended {
+            outcome: end.outcome,
+            requests: self.requests,
+            violation: end.violation,
+            distrust: end.distrust,
+        }
+    }
+
+    async fn shut(&mut self, said: Vec<u8>) -> io::Result<()> {
+        let more = {
+            let Inbound { window, eof, .. } = &*self.inbound.borrow();
+            // Nothing more can come after a complete message of a client that waits for its answer.
+            let finished = said.is_empty() && window.is_ended() && !window.has_more();
+            !*eof && !finished
+        };
+        if !more && said.is_empty() && !IO::FAREWELL {
+            return Ok(());
+        }
+        say(&self.inbound, said).await?;
+        poll_fn(|cx| Pin::new(&mut self.inbound.borrow_mut().io).poll_shutdown(cx)).await?;
+        if more {
+            let mut linger = Linger::begin();
+            poll_fn(|cx| linger.poll(&mut self.inbound.borrow_mut().io, &mut self.timer, cx)).await;
+        }
+        Ok(())
     }
 }

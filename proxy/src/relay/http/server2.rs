@@ -7,9 +7,11 @@
 use std::convert::Infallible;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, Request};
+use http::header::HOST;
+use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -17,12 +19,18 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::body::Download;
+use super::body::{Download, Relay, Upload};
+use super::exchange::Exchange;
 use super::linger::Lingering;
-use super::{Client, ClientIo, Ended, distrust_in, handle, request_timer};
+use super::record::{self, Record, Recording};
+use super::{Client, ClientIo, Ended, answer, head2, request_timer, rewrite};
+use crate::observe::redact;
+use crate::relay::decide;
 use crate::relay::drained;
 use crate::relay::outcome::Outcome;
 use crate::relay::upstream::connect::{Handshake, LocalExecutor};
+use crate::relay::upstream::{self, Draft};
+use crate::tls::server::alert;
 
 /// Streams at once on one connection. RFC 9113 section 6.5.2 recommends no fewer than 100; an Agent has about ten.
 const MAX_STREAMS: u32 = 128;
@@ -50,18 +58,18 @@ pub(super) async fn serve<H: Handshake, IO: ClientIo>(
     io: IO,
     mut drain: watch::Receiver<bool>,
 ) -> Ended {
-    let exchange = Rc::clone(&client.exchange);
+    let exchange = Rc::new(Exchange::new());
     let limits = &client.thread.shared.config.limits;
     let (idle_timeout, max_header) = (limits.idle_timeout, limits.max_header_bytes);
     // While an intake thinks nothing moves either: that wait has its own limit.
     let stuck = idle_timeout + client.thread.shared.config.upstream.response_timeout;
+    let of_requests = Rc::clone(&exchange);
     let service = service_fn(move |request: Request<Incoming>| {
-        let client = Rc::clone(&client);
+        let (client, exchange) = (Rc::clone(&client), Rc::clone(&of_requests));
         async move {
-            client.exchange.begin();
-            let timer = request_timer(&client);
+            exchange.begin();
             let bodiless = request.method() == Method::HEAD;
-            let response = handle(&client, timer, request).await;
+            let response = handle(&client, &exchange, request).await;
             // hyper would send the body of an answer of ours, which HEAD has not (RFC 9110 section 9.3.2).
             Ok::<_, Infallible>(if bodiless {
                 response.map(Download::without_own)
@@ -135,4 +143,119 @@ pub(super) async fn serve<H: Handshake, IO: ClientIo>(
 fn is_the_clients_fault(error: &hyper::Error) -> bool {
     let h2 = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
     h2.is_some_and(|h2| h2.is_go_away() && h2.is_library())
+}
+
+/// Looks for such an alert in what ended a connection.
+fn distrust_in(error: &hyper::Error) -> Option<&'static str> {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(alert) = error.downcast_ref().and_then(alert::distrust_in) {
+            return Some(alert);
+        }
+        source = error.source();
+    }
+    None
+}
+
+/// One request, from head to response head; the response body carries the record on to its end.
+async fn handle<H: Handshake>(
+    client: &Rc<Client<H>>,
+    exchange: &Rc<Exchange>,
+    request: Request<Incoming>,
+) -> Response<Download> {
+    let (mut parts, incoming) = request.into_parts();
+    let shared = &client.thread.shared;
+    let timer = request_timer(client);
+    if exchange.requests() == 1
+        && let Some(asking) = &client.asking
+    {
+        // Some clients look at a certificate only when the handshake is over: a request shows that they took it.
+        shared.recorder.client_trusts(asking);
+    }
+    let upload = Upload::new(incoming, shared.config.limits.idle_timeout, Rc::clone(exchange));
+    let path = match shared.recorder.wants_paths() {
+        true => redact::path(parts.uri.path()),
+        false => String::new(),
+    };
+    let begun = record::begun(
+        client.via,
+        client.addr.0,
+        client.origin.original().map(|original| original.0),
+        "2",
+        redact::method(&parts.method),
+        path,
+    );
+    let record = Record::new(begun, Arc::clone(&shared.recorder));
+    let mut recording = Recording::new(record, Rc::clone(exchange), upload.clone());
+    // Bytes that are no text are no missing Host.
+    let host = parts
+        .headers
+        .get(HOST)
+        .map(|host| host.to_str().map_err(|_| decide::Refusal::Bad("malformed Host")))
+        .transpose();
+    let authority = parts.uri.authority().map(http::uri::Authority::as_str);
+    let route = host.and_then(|host| {
+        head2::check(&parts)?;
+        decide::request(
+            &client.origin,
+            client.asking.as_ref().map(|asking| asking.name.as_str()),
+            None,
+            authority.or(host),
+            parts.uri.path(),
+            &shared.catalog,
+        )
+    });
+    let route = match route {
+        Ok(route) => route,
+        Err(refusal) => {
+            let (outcome, reason) = answer::refused(refusal);
+            return own(outcome, reason.to_owned(), recording);
+        }
+    };
+    let target = client.thread.targets.get(route, &shared.catalog);
+    recording.record().set_route(&target);
+    let trailers = rewrite::request(&mut parts.headers);
+    let draft = Draft::new(parts, trailers);
+    match upstream::send(client, &target, None, draft, &upload, &timer, &mut recording).await {
+        Ok(reply) => {
+            let (mut parts, incoming) = reply.response.into_parts();
+            rewrite::response(&mut parts.headers);
+            parts.version = Version::HTTP_11;
+            recording.record().set_status(parts.status);
+            Response::from_parts(
+                parts,
+                Download::Relay(Relay {
+                    incoming,
+                    recording,
+                    lease: reply.lease,
+                    timer,
+                    trailers: true,
+                    timeout: shared.config.upstream.response_timeout,
+                    progress: Instant::now(),
+                }),
+            )
+        }
+        // The client's own body was at fault.
+        Err(failure) => {
+            if let Some((outcome, reason)) = recording.clients_fault() {
+                return own(outcome, reason.to_owned(), recording);
+            }
+            tracing::debug!(product = %target.product, name = %target.name, error = %failure, "request failed");
+            let outcome = failure.outcome();
+            own(
+                outcome,
+                redact::text(&failure.to_string()).into_owned(),
+                recording,
+            )
+        }
+    }
+}
+
+/// An answer of ours, recorded.
+fn own(outcome: Outcome, message: String, mut recording: Recording) -> Response<Download> {
+    let response = answer::response(outcome, &message);
+    recording
+        .record()
+        .set_answer(response.status(), outcome, Some(message));
+    response.map(|body| body.recorded(recording))
 }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::Failure;
 use super::outbound::Outbound;
-use super::pool::{Line, MAX_STREAMS, Sender};
+use super::pool::{For, Line, MAX_STREAMS, Sender};
 use super::socket::{Noted, Socket};
 use super::target::Target;
 use crate::address::{is_public, may_be_proxy, may_dial};
@@ -95,7 +95,7 @@ impl From<tls::HandshakeError> for HandshakeFailure {
 
 /// How a target is reached.
 #[derive(Debug)]
-pub(super) enum Way<'a> {
+pub(in crate::relay) enum Way<'a> {
     /// Where an intercepted client meant to go, else wherever its name leads.
     Original {
         original: SocketAddr,
@@ -113,7 +113,7 @@ pub(super) enum Way<'a> {
 
 impl Way<'_> {
     /// The original destination, when it is dialled.
-    pub(super) fn original(&self) -> Option<SocketAddr> {
+    pub(in crate::relay) fn original(&self) -> Option<SocketAddr> {
         match self {
             Self::Original { original, .. } => Some(*original),
             Self::Named { .. } | Self::Proxy { .. } => None,
@@ -154,7 +154,16 @@ pub(super) fn way<'a, H>(
     }
 }
 
-/// Opens a connection for `target` and a client of `network`.
+/// Whom a connection is for.
+#[derive(Clone, Copy)]
+struct To<'a> {
+    network: NetworkId,
+    target: &'a Target,
+    way: &'a Way<'a>,
+    client: For,
+}
+
+/// Opens a connection for `target` and such a client of `network`.
 ///
 /// # Errors
 /// The last address's failure, or that there was no usable address.
@@ -163,7 +172,14 @@ pub(super) async fn open<H: Handshake>(
     network: NetworkId,
     target: &Target,
     way: &Way<'_>,
+    client: For,
 ) -> Result<Line, Failure> {
+    let to = To {
+        network,
+        target,
+        way,
+        client,
+    };
     match way {
         Way::Original { original, name, port } => {
             let ip = original.ip();
@@ -177,7 +193,7 @@ pub(super) async fn open<H: Handshake>(
             let mut last = None;
             if !thread.is_own(network, *original) {
                 tried.push(*original);
-                match attempt(thread, network, target, way, UpstreamAddr(*original)).await {
+                match attempt(thread, to, UpstreamAddr(*original)).await {
                     Ok(line) => return Ok(line),
                     Err(failure) => {
                         tracing::debug!(name = %target.name, error = %failure, "original destination failed, resolving");
@@ -191,25 +207,16 @@ pub(super) async fn open<H: Handshake>(
                 may_dial(ip, &thread.shared.config.upstream.allow_private)
                     && !(stays_private && is_public(ip))
             };
-            named(thread, network, target, way, (name, *port), may, (tried, last)).await
+            named(thread, to, (name, *port), may, (tried, last)).await
         }
         Way::Named { host, port } => {
             let may = |ip| may_dial(ip, &thread.shared.config.upstream.allow_private);
-            named(
-                thread,
-                network,
-                target,
-                way,
-                (host, *port),
-                may,
-                (Vec::new(), None),
-            )
-            .await
+            named(thread, to, (host, *port), may, (Vec::new(), None)).await
         }
         Way::Proxy { outbound, .. } => {
             let may = |ip| may_be_proxy(ip, &thread.shared.config.upstream.allow_private);
             let none = (Vec::new(), None);
-            named(thread, network, target, way, outbound.address(), may, none).await
+            named(thread, to, outbound.address(), may, none).await
         }
     }
 }
@@ -217,9 +224,7 @@ pub(super) async fn open<H: Handshake>(
 /// The addresses of a host in turn, as far as they `may` be dialled and were not `tried`.
 async fn named<H: Handshake>(
     thread: &Thread<H>,
-    network: NetworkId,
-    target: &Target,
-    way: &Way<'_>,
+    to: To<'_>,
     (host, port): (&str, u16),
     may: impl Fn(IpAddr) -> bool,
     (mut tried, mut last): (Vec<SocketAddr>, Option<Failure>),
@@ -244,7 +249,7 @@ async fn named<H: Handshake>(
             continue;
         }
         // One of our own listeners would be a loop.
-        if !may(address.ip()) || thread.is_own(network, address) {
+        if !may(address.ip()) || thread.is_own(to.network, address) {
             refused = Some(address.ip());
             continue;
         }
@@ -252,17 +257,17 @@ async fn named<H: Handshake>(
             break;
         }
         tried.push(address);
-        match attempt(thread, network, target, way, UpstreamAddr(address)).await {
+        match attempt(thread, to, UpstreamAddr(address)).await {
             Ok(line) => return Ok(line),
             // The proxy has decided: its other addresses are the same proxy.
             Err(failure) if failure.is_the_proxys_word() => return Err(failure),
             Err(failure) => {
-                tracing::debug!(name = %target.name, %address, error = %failure, "address failed");
+                tracing::debug!(name = %to.target.name, %address, error = %failure, "address failed");
                 last = Some(failure);
             }
         }
     }
-    Err(last.unwrap_or_else(|| match (refused, way) {
+    Err(last.unwrap_or_else(|| match (refused, to.way) {
         (Some(ip), Way::Proxy { outbound, .. }) => Failure::RefusedProxy {
             proxy: outbound.authority().to_owned(),
             ip,
@@ -294,17 +299,11 @@ fn alternate(ips: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
     })
 }
 
-async fn attempt<H: Handshake>(
-    thread: &Thread<H>,
-    network: NetworkId,
-    target: &Target,
-    way: &Way<'_>,
-    addr: UpstreamAddr,
-) -> Result<Line, Failure> {
+async fn attempt<H: Handshake>(thread: &Thread<H>, to: To<'_>, addr: UpstreamAddr) -> Result<Line, Failure> {
     let limit = thread.shared.config.upstream.connect_timeout;
-    let line = timeout(limit, dial(&thread.shared, network, &target.name, way, addr))
+    let line = timeout(limit, dial(&thread.shared, to, addr))
         .await
-        .unwrap_or_else(|_| Err(late(way, addr)))?;
+        .unwrap_or_else(|_| Err(late(to.way, addr)))?;
     thread.shared.recorder.upstream_connected(&line.tls);
     Ok(line)
 }
@@ -323,14 +322,10 @@ fn late(way: &Way<'_>, addr: UpstreamAddr) -> Failure {
     }
 }
 
-async fn dial<H: Handshake>(
-    shared: &Shared<H>,
-    network: NetworkId,
-    name: &Rc<str>,
-    way: &Way<'_>,
-    addr: UpstreamAddr,
-) -> Result<Line, Failure> {
-    let stream = network::dial(shared, network, addr.0)
+async fn dial<H: Handshake>(shared: &Shared<H>, to: To<'_>, addr: UpstreamAddr) -> Result<Line, Failure> {
+    let To { way, .. } = to;
+    let name = &to.target.name;
+    let stream = network::dial(shared, to.network, addr.0)
         .await
         .map_err(|source| match way {
             Way::Proxy { outbound, .. } => Failure::ProxyConnect {
@@ -368,12 +363,15 @@ async fn dial<H: Handshake>(
     let negotiated = Arc::new(negotiated);
     let http2 = negotiated.http2;
     let max_head = shared.config.limits.max_header_bytes;
-    let noted = Noted::new(stream, Rc::clone(&watch), Rc::clone(name));
-    let sender = http(noted, http2, max_head)
+    let noted = Noted::new(stream, Rc::clone(&watch), Arc::clone(name));
+    let sender = http(noted, http2, to.client, max_head)
         .await
         .map_err(|source| match watch.alert() {
             Some(source) => Failure::Handshake { addr, source },
-            None => Failure::Protocol { addr, source },
+            None => Failure::Protocol {
+                addr,
+                source: source.into(),
+            },
         })?;
     Ok(Line::new(sender, watch, addr, negotiated))
 }
@@ -381,9 +379,13 @@ async fn dial<H: Handshake>(
 async fn http<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     stream: Noted<S>,
     http2: bool,
+    client: For,
     max_head: usize,
 ) -> hyper::Result<Sender> {
-    let io = TokioIo::new(stream);
+    if !http2 && client == For::Http1 {
+        return Ok(Sender::Wire(Box::new(stream)));
+    }
+    let io = TokioIo::new(stream.read_before_error());
     if http2 {
         let (sender, connection) = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())

@@ -1,20 +1,25 @@
 //! One thread's connections to intakes: last in, first out, so that few stay hot and the rest can go.
 //!
-//! An idle HTTP/1.1 connection is handed out only after a look at its socket: closed, or with bytes waiting that nobody
-//! asked for, it is dropped. An HTTP/2 connection stays in the pool while it is used by many requests at once.
+//! An idle HTTP/1.1 connection is handed out only after a look at it: closed, or with bytes waiting that nobody asked for, it
+//! is dropped. An HTTP/2 connection stays in the pool while it is used by many requests at once.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use super::connect::HandshakeFailure;
 use super::socket::Watch;
+use crate::relay::buffers::Buffers;
 use crate::relay::http::body::UploadBody;
 use crate::relay::network::NetworkId;
 use crate::relay::origin::UpstreamAddr;
@@ -32,7 +37,7 @@ const SWEEP: Duration = Duration::from_secs(15);
 pub(in crate::relay) struct Key {
     /// Where the client is: its connections may be made there, and keep that namespace alive.
     pub(in crate::relay) network: NetworkId,
-    pub(in crate::relay) name: Rc<str>,
+    pub(in crate::relay) name: Arc<str>,
     /// The original destination of intercepted connections: each goes where its client meant to go. Absent where that is
     /// not what is dialled.
     pub(in crate::relay) original: Option<SocketAddr>,
@@ -42,24 +47,50 @@ pub(in crate::relay) struct Key {
 
 /// The idle connections of one thread.
 pub(in crate::relay) struct Pool {
-    idle: RefCell<HashMap<Key, Vec<Line>>>,
+    shelves: RefCell<HashMap<Key, Rc<Shelf>>>,
     /// Whose connections are kept.
     networks: RefCell<HashSet<NetworkId>>,
     idle_timeout: Duration,
 }
 
+/// The idle connections of one key. Held by whoever is likely to ask again, so that it is looked for once.
+pub(in crate::relay) struct Shelf {
+    lines: RefCell<Vec<Line>>,
+    /// False once its network is gone: nothing is kept any more.
+    open: Cell<bool>,
+    idle_timeout: Duration,
+}
+
+/// The encrypted stream of a connection, whatever TLS it is.
+pub(in crate::relay) trait Wire: AsyncRead + AsyncWrite + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire for S {}
+
+/// Which client a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::relay) enum For {
+    /// One that speaks HTTP/1.
+    Http1,
+    /// One that speaks HTTP/2.
+    Http2,
+}
+
 /// A connection to an intake.
-pub(super) struct Line {
-    pub(super) sender: Sender,
+pub(in crate::relay) struct Line {
+    pub(in crate::relay) sender: Sender,
     pub(super) watch: Rc<Watch>,
-    pub(super) addr: UpstreamAddr,
-    pub(super) tls: Arc<Negotiated>,
+    pub(in crate::relay) addr: UpstreamAddr,
+    pub(in crate::relay) tls: Arc<Negotiated>,
     /// It carried a request before.
-    pub(super) reused: bool,
+    pub(in crate::relay) reused: bool,
     idle_since: Instant,
 }
 
-pub(super) enum Sender {
+/// What speaks on it.
+pub(in crate::relay) enum Sender {
+    /// HTTP/1.1, spoken by `http::server1`.
+    Wire(Box<dyn Wire>),
+    /// HTTP/1.1, spoken by hyper: for requests that came by HTTP/2.
     Http1(http1::SendRequest<UploadBody>),
     Http2 {
         sender: http2::SendRequest<UploadBody>,
@@ -79,8 +110,49 @@ impl Line {
         }
     }
 
+    /// A request is about to be sent on it.
+    pub(in crate::relay) fn mark(&self) {
+        self.watch.mark();
+    }
+
+    /// True when the request since [`Line::mark`], which failed, cannot have been processed: see `Watch`.
+    pub(in crate::relay) async fn has_not_processed(&self) -> bool {
+        self.watch.has_not_processed().await
+    }
+
+    /// Why the intake ended the session, when it said so.
+    pub(in crate::relay) fn alert(&self) -> Option<HandshakeFailure> {
+        self.watch.alert()
+    }
+
+    fn suits(&self, client: For) -> bool {
+        match &self.sender {
+            Sender::Wire(_) => client == For::Http1,
+            Sender::Http1(_) => client == For::Http2,
+            Sender::Http2 { .. } => true,
+        }
+    }
+
+    /// True for an idle connection on which nothing happened, and nothing waits that the runtime knows of. What arrived a
+    /// moment ago it may not know yet; that is what a request is sent again for.
+    fn is_quiet(&mut self) -> bool {
+        match &mut self.sender {
+            Sender::Wire(wire) => {
+                let mut byte = [0];
+                let mut cx = Context::from_waker(Waker::noop());
+                // Asks the kernel only when there is news. Tickets and key updates are read here, and mean nothing.
+                Pin::new(wire)
+                    .poll_read(&mut cx, &mut ReadBuf::new(&mut byte))
+                    .is_pending()
+            }
+            Sender::Http1(_) => self.watch.is_quiet(),
+            Sender::Http2 { .. } => self.watch.is_open(),
+        }
+    }
+
     fn is_closed(&self) -> bool {
         match &self.sender {
+            Sender::Wire(_) => false,
             Sender::Http1(sender) => sender.is_closed(),
             Sender::Http2 { sender, .. } => sender.is_closed(),
         }
@@ -89,7 +161,7 @@ impl Line {
     /// Another handle on the same HTTP/2 connection.
     fn share(&self) -> Option<Self> {
         match &self.sender {
-            Sender::Http1(_) => None,
+            Sender::Wire(_) | Sender::Http1(_) => None,
             Sender::Http2 { sender, streams } => Some(Self {
                 sender: Sender::Http2 {
                     sender: sender.clone(),
@@ -112,7 +184,7 @@ impl Line {
 impl Pool {
     pub(in crate::relay) fn new(idle_timeout: Duration) -> Self {
         Self {
-            idle: RefCell::new(HashMap::new()),
+            shelves: RefCell::new(HashMap::new()),
             networks: RefCell::new(HashSet::new()),
             idle_timeout,
         }
@@ -126,13 +198,43 @@ impl Pool {
     /// Closes the idle connections of `network`, and keeps none that is given back later.
     pub(in crate::relay) fn leave(&self, network: NetworkId) {
         self.networks.borrow_mut().remove(&network);
-        self.idle.borrow_mut().retain(|key, _| key.network != network);
+        self.shelves.borrow_mut().retain(|key, shelf| {
+            let stays = key.network != network;
+            if !stays {
+                shelf.open.set(false);
+                shelf.lines.borrow_mut().clear();
+            }
+            stays
+        });
     }
 
-    /// The most recently used good connection for `key`. Bad ones that are met on the way are dropped.
-    pub(super) fn take(&self, key: &Key) -> Option<Line> {
-        let mut idle = self.idle.borrow_mut();
-        let lines = idle.get_mut(key)?;
+    /// Where the connections of `key` are kept.
+    pub(in crate::relay) fn shelf(&self, key: Key) -> Rc<Shelf> {
+        let open = self.networks.borrow().contains(&key.network);
+        let mut shelves = self.shelves.borrow_mut();
+        let shelf = shelves.entry(key).or_insert_with(|| {
+            Rc::new(Shelf {
+                lines: RefCell::default(),
+                open: Cell::new(open),
+                idle_timeout: self.idle_timeout,
+            })
+        });
+        Rc::clone(shelf)
+    }
+
+    fn sweep(&self) {
+        self.shelves.borrow_mut().retain(|_, shelf| {
+            shelf.sweep();
+            // One that somebody holds stays: another of the same key would divide its connections.
+            Rc::strong_count(shelf) > 1 || !shelf.lines.borrow().is_empty()
+        });
+    }
+}
+
+impl Shelf {
+    /// The most recently used good connection for such a client. Bad ones that are met on the way are dropped.
+    pub(in crate::relay) fn take(&self, client: For) -> Option<Line> {
+        let mut lines = self.lines.borrow_mut();
         let now = Instant::now();
         let mut at = lines.len();
         while at > 0 {
@@ -142,36 +244,44 @@ impl Pool {
                 lines.remove(at);
                 continue;
             }
-            match &line.sender {
+            let ready = match &line.sender {
                 // Not ready: its task has yet to see the end of the last response.
-                Sender::Http1(sender) if !sender.is_ready() => {}
-                Sender::Http1(_) if line.watch.is_quiet() => return Some(lines.remove(at)),
-                Sender::Http2 { streams, .. } if streams.get() >= MAX_STREAMS => {}
-                Sender::Http2 { .. } if line.watch.is_open() => {
-                    line.idle_since = now;
-                    return line.share();
-                }
-                Sender::Http1(_) | Sender::Http2 { .. } => drop(lines.remove(at)),
+                Sender::Http1(sender) => sender.is_ready(),
+                Sender::Http2 { streams, .. } => streams.get() < MAX_STREAMS,
+                Sender::Wire(_) => true,
+            };
+            if !ready || !line.suits(client) {
+                continue;
             }
+            if !line.is_quiet() {
+                lines.remove(at);
+                continue;
+            }
+            if matches!(line.sender, Sender::Http2 { .. }) {
+                line.idle_since = now;
+                return line.share();
+            }
+            return Some(lines.remove(at));
         }
         None
     }
 
     /// Makes a new HTTP/2 connection available to others at once.
-    pub(super) fn publish(&self, key: &Key, line: &Line) {
+    pub(in crate::relay) fn publish(&self, line: &Line) {
         if let Some(shared) = line.share() {
-            self.put(key.clone(), shared);
+            self.put(shared);
         }
     }
 
-    fn put(&self, key: Key, mut line: Line) {
-        if line.is_closed() || !self.networks.borrow().contains(&key.network) {
+    fn put(&self, mut line: Line) {
+        // A peer may say goodbye together with its answer.
+        let left = matches!(line.sender, Sender::Wire(_)) && !line.is_quiet();
+        if left || line.is_closed() || !self.open.get() {
             return;
         }
         line.reused = true;
         line.idle_since = Instant::now();
-        let mut idle = self.idle.borrow_mut();
-        let lines = idle.entry(key).or_default();
+        let mut lines = self.lines.borrow_mut();
         if lines.len() >= MAX_IDLE_PER_KEY {
             // The coldest goes.
             drop(lines.remove(0));
@@ -181,11 +291,11 @@ impl Pool {
 
     fn sweep(&self) {
         let now = Instant::now();
-        self.idle.borrow_mut().retain(|_, lines| {
-            lines.retain(|line| {
-                !line.is_closed() && (line.is_in_use() || now - line.idle_since < self.idle_timeout)
-            });
-            !lines.is_empty()
+        self.lines.borrow_mut().retain_mut(|line| {
+            let in_time = line.is_in_use() || now - line.idle_since < self.idle_timeout;
+            // Nobody drives an idle connection of ours: that its peer has closed it is found here.
+            let open = !matches!(line.sender, Sender::Wire(_)) || line.is_quiet();
+            in_time && open && !line.is_closed()
         });
     }
 }
@@ -193,48 +303,47 @@ impl Pool {
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
-            .field("keys", &self.idle.borrow().len())
+            .field("keys", &self.shelves.borrow().len())
             .finish_non_exhaustive()
     }
 }
 
-/// Closes idle connections in time; runs as long as the thread serves.
-pub(in crate::relay) async fn sweep(pool: Rc<Pool>) {
+/// Closes idle connections and lets buffers go in time; runs as long as the thread serves.
+pub(in crate::relay) async fn sweep(pool: Rc<Pool>, buffers: Rc<Buffers>) {
     let mut tick = tokio::time::interval(SWEEP.min(pool.idle_timeout.max(Duration::from_secs(1)) / 2));
     loop {
         tick.tick().await;
         pool.sweep();
+        buffers.trim();
     }
 }
 
-/// A connection while a request uses it. Dropped without [`Lease::give_back`], an HTTP/1 connection is closed.
+/// A connection while a request uses it. Dropped without [`Lease::give_back`], an HTTP/1.1 connection is closed.
 pub(in crate::relay) struct Lease {
-    pool: Rc<Pool>,
-    key: Key,
+    shelf: Rc<Shelf>,
     line: Option<Line>,
 }
 
 impl Lease {
-    pub(super) fn new(pool: Rc<Pool>, key: Key, line: Line) -> Self {
+    pub(in crate::relay) fn new(shelf: Rc<Shelf>, line: Line) -> Self {
         if let Sender::Http2 { streams, .. } = &line.sender {
             streams.set(streams.get() + 1);
         }
         Self {
-            pool,
-            key,
+            shelf,
             line: Some(line),
         }
     }
 
-    pub(super) fn line(&mut self) -> Option<&mut Line> {
+    pub(in crate::relay) fn line(&mut self) -> Option<&mut Line> {
         self.line.as_mut()
     }
 
     /// The response is complete: the connection may serve the next request.
     pub(in crate::relay) fn give_back(&mut self) {
         let Some(line) = self.release() else { return };
-        if matches!(line.sender, Sender::Http1(_)) {
-            self.pool.put(self.key.clone(), line);
+        if matches!(line.sender, Sender::Wire(_) | Sender::Http1(_)) {
+            self.shelf.put(line);
         }
     }
 
@@ -255,8 +364,14 @@ impl Drop for Lease {
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease")
-            .field("key", &self.key)
+        f.debug_struct("Lease").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Shelf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shelf")
+            .field("lines", &self.lines.borrow().len())
             .finish_non_exhaustive()
     }
 }

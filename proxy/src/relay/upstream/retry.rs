@@ -2,7 +2,7 @@
 //!
 //! 1. It never left: hyper gives it back.
 //! 2. HTTP/1.1, on a connection that carried requests before: it died before the first byte of an answer, and the peer
-//!    either reset it or confirmed no byte of the request (see `Watch::has_not_processed`). That is the race between
+//!    either reset it or confirmed no byte of the request (see `Line::has_not_processed`). That is the race between
 //!    our request and the intake's idle time-out. A clean end after our bytes were confirmed is not retried: the intake
 //!    has the request, and what it did with it is unknown.
 //! 3. HTTP/2: the peer says so itself, by REFUSED_STREAM or a GOAWAY with a lower last stream (RFC 9113 section 8.7).
@@ -15,15 +15,17 @@ use super::pool::{Line, Sender};
 use crate::relay::http::body::Upload;
 
 /// Fresh connections for one request, after which it fails even if it never left.
-pub(super) const MAX_RETRIES: u32 = 3;
+pub(in crate::relay) const MAX_RETRIES: u32 = 3;
 
 /// True when `upload`'s request, which failed on `line` with `error`, may be sent once more.
-pub(super) async fn is_safe(line: &Line, error: &hyper::Error, upload: &Upload) -> bool {
+pub(in crate::relay) async fn is_safe(line: &Line, error: &hyper::Error, upload: &Upload) -> bool {
     if !upload.is_replayable() {
         return false;
     }
     match &line.sender {
-        Sender::Http1(_) => line.reused && line.watch.has_not_processed().await,
+        // Its speaker asks for itself.
+        Sender::Wire(_) => false,
+        Sender::Http1(_) => line.reused && line.has_not_processed().await,
         Sender::Http2 { .. } => refused_by_peer(error),
     }
 }

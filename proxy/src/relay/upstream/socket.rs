@@ -6,6 +6,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -35,8 +36,12 @@ pub(super) struct Watch {
     answered: Cell<bool>,
     /// The peer said that it is done: close_notify, or the end of TCP.
     ended: Cell<bool>,
-    /// Bytes that the peer's kernel had confirmed at [`Watch::mark`]; `None` when that is not known.
-    confirmed: Cell<Option<u64>>,
+    /// What the kernel counted as confirmed before we wrote anything: it counts the SYN. `None` when it does not tell.
+    base: Option<u64>,
+    /// Bytes that the kernel took from us.
+    written: Cell<u64>,
+    /// `written` at [`Watch::mark`].
+    marked: Cell<u64>,
     /// The peer is an outbound proxy, which hands bytes on: that it resets says nothing about who got them.
     relayed: Cell<bool>,
     /// The TLS alert with which the peer ended the session after its handshake.
@@ -59,17 +64,10 @@ impl Watch {
         !matches!(self.peek(), Ok(0)) && !matches!(self.peek(), Err(errno) if errno != Errno::EAGAIN)
     }
 
-    /// A request is about to be sent.
+    /// A request is about to be sent; all that was written before has left us.
     pub(super) fn mark(&self) {
         self.answered.set(false);
-        self.confirmed.set(match bytes_confirmed(&self.stream.borrow()) {
-            // Something older is still on its way: what is confirmed later proves nothing about the new request.
-            Some(Confirmed { outstanding: 1.., .. }) | None => None,
-            Some(Confirmed {
-                bytes,
-                outstanding: 0,
-            }) => Some(bytes),
-        });
+        self.marked.set(self.written.get());
     }
 
     /// True when the peer cannot have acted on what was sent since [`Watch::mark`]: it answered nothing, and either
@@ -82,8 +80,8 @@ impl Watch {
         if self.reset.get() && !self.relayed.get() {
             return true;
         }
-        match (self.confirmed.get(), bytes_confirmed(&self.stream.borrow())) {
-            (Some(before), Some(now)) => before == now.bytes,
+        match (self.base, bytes_confirmed(&self.stream.borrow())) {
+            (Some(base), Some(confirmed)) => confirmed <= base + self.marked.get(),
             _ => false,
         }
     }
@@ -119,6 +117,13 @@ impl Watch {
         )
     }
 
+    fn note_written(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(written)) = &result {
+            self.written.set(self.written.get() + *written as u64);
+        }
+        self.note(result)
+    }
+
     fn note<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(error)) = &result
             && is_end(error)
@@ -143,11 +148,13 @@ enum Way {
 impl Socket {
     pub(super) fn new(stream: TcpStream) -> (Self, Rc<Watch>) {
         let watch = Rc::new(Watch {
+            base: bytes_confirmed(&stream),
+            written: Cell::new(0),
+            marked: Cell::new(0),
             stream: RefCell::new(stream),
             reset: Cell::new(false),
             answered: Cell::new(false),
             ended: Cell::new(false),
-            confirmed: Cell::new(None),
             relayed: Cell::new(false),
             alert: RefCell::default(),
         });
@@ -191,7 +198,7 @@ impl AsyncWrite for Socket {
             Way::Tcp(watch) if watch.ended.get() => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             Way::Tcp(watch) => {
                 let result = Pin::new(&mut *watch.stream.borrow_mut()).poll_write(cx, bytes);
-                watch.note(result)
+                watch.note_written(result)
             }
             Way::Sealed(session) => Pin::new(session).poll_write(cx, bytes),
         }
@@ -205,8 +212,14 @@ impl AsyncWrite for Socket {
         match &mut self.0 {
             Way::Tcp(watch) if watch.ended.get() => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             Way::Tcp(watch) => {
-                let result = Pin::new(&mut *watch.stream.borrow_mut()).poll_write_vectored(cx, slices);
-                watch.note(result)
+                let mut stream = watch.stream.borrow_mut();
+                let stream = Pin::new(&mut *stream);
+                // Mostly one TLS record, which the kernel takes for less than a list of one.
+                let result = match slices {
+                    [one] => stream.poll_write(cx, one),
+                    several => stream.poll_write_vectored(cx, several),
+                };
+                watch.note_written(result)
             }
             Way::Sealed(session) => Pin::new(session).poll_write_vectored(cx, slices),
         }
@@ -234,28 +247,38 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// The decrypted stream as hyper sees it: notes when an answer begins, and sends nothing after the peer's end.
+/// The decrypted stream as HTTP sees it: notes when an answer begins, and sends nothing after the peer's end.
 ///
-/// A write that meets the peer's end is told only when what the peer said before is read: hyper gives a connection up when
-/// a write fails, and the alert with which a server refuses our certificate would stay unread.
+/// For hyper ([`Noted::read_before_error`]) a write that meets the peer's end is told only when what the peer said before is
+/// read: hyper gives a connection up when a write fails, and the alert with which a server refuses our certificate would
+/// stay unread.
 #[derive(Debug)]
 pub(super) struct Noted<S> {
     stream: S,
     watch: Rc<Watch>,
     /// Whom the session is with.
-    name: Rc<str>,
+    name: Arc<str>,
+    /// See there.
+    read_before_error: bool,
     /// The write that failed, until everything is read.
     failed: Option<io::Error>,
 }
 
 impl<S> Noted<S> {
-    pub(super) fn new(stream: S, watch: Rc<Watch>, name: Rc<str>) -> Self {
+    pub(super) fn new(stream: S, watch: Rc<Watch>, name: Arc<str>) -> Self {
         Self {
             stream,
             watch,
             name,
+            read_before_error: false,
             failed: None,
         }
+    }
+
+    /// For a user that reads nothing after a write has failed.
+    pub(super) fn read_before_error(mut self) -> Self {
+        self.read_before_error = true;
+        self
     }
 }
 
@@ -263,7 +286,9 @@ impl<S: AsyncRead + Unpin> Noted<S> {
     /// What becomes of a write, or of the failed one before it.
     fn after_write<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         match result {
-            Poll::Ready(Err(error)) if !self.watch.ended.get() && is_end(&error) => {
+            Poll::Ready(Err(error))
+                if self.read_before_error && !self.watch.ended.get() && is_end(&error) =>
+            {
                 self.failed = Some(error);
                 self.read_rest(cx).map(Err)
             }
@@ -365,19 +390,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Noted<S> {
     }
 }
 
-struct Confirmed {
-    /// `tcpi_bytes_acked`
-    bytes: u64,
-    /// `tcpi_unacked`: segments on their way.
-    outstanding: u32,
-}
-
-/// How many bytes the peer's kernel has acknowledged. `None` on kernels before 4.1, which do not tell.
-fn bytes_confirmed(stream: &TcpStream) -> Option<Confirmed> {
+/// How many bytes the peer's kernel has acknowledged (`tcpi_bytes_acked`). `None` on kernels before 4.1, which do not tell.
+fn bytes_confirmed(stream: &TcpStream) -> Option<u64> {
     // `struct tcp_info` of include/uapi/linux/tcp.h, as 64 bit words up to tcpi_bytes_acked (offset 120): neither libc
     // nor nix knows the field.
     const BYTES_ACKED: usize = 120 / 8;
-    const UNACKED: usize = 24 / 8;
     let mut info = [0_u64; BYTES_ACKED + 1];
     let mut len = libc::socklen_t::try_from(size_of_val(&info)).ok()?;
     // SAFETY: needed because no crate wraps TCP_INFO with this field. The descriptor is open for the call (borrowed
@@ -394,11 +411,7 @@ fn bytes_confirmed(stream: &TcpStream) -> Option<Confirmed> {
     if result != 0 || usize::try_from(len).ok()? < size_of_val(&info) {
         return None;
     }
-    let [a, b, c, d, ..] = info[UNACKED].to_ne_bytes();
-    Some(Confirmed {
-        bytes: info[BYTES_ACKED],
-        outstanding: u32::from_ne_bytes([a, b, c, d]),
-    })
+    Some(info[BYTES_ACKED])
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http::HeaderValue;
 use http::uri::Authority;
@@ -18,8 +19,8 @@ const MAX_TARGETS: usize = 512;
 pub(in crate::relay) struct Target {
     pub(in crate::relay) product: Product,
     /// The name: in SNI, in Host, and what the certificate is verified for.
-    pub(in crate::relay) name: Rc<str>,
-    pub(super) host: HeaderValue,
+    pub(in crate::relay) name: Arc<str>,
+    pub(in crate::relay) host: HeaderValue,
     pub(super) authority: Option<Authority>,
 }
 
