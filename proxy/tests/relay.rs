@@ -11,6 +11,8 @@
 mod corpus;
 #[path = "relay/harness.rs"]
 mod harness;
+#[path = "relay/intakes.rs"]
+mod intakes;
 #[path = "relay/intercept.rs"]
 mod intercept;
 #[path = "relay/lifecycle.rs"]

@@ -449,8 +449,11 @@ pub fn read_message(reader: &mut impl BufRead, head_only: bool) -> io::Result<Op
     }
     match length {
         Some(length) => {
-            message.body = vec![0; length];
-            reader.read_exact(&mut message.body)?;
+            // It may promise more than there is memory.
+            reader.take(length as u64).read_to_end(&mut message.body)?;
+            if message.body.len() < length {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         }
         None if response => {
             reader.read_to_end(&mut message.body)?;

@@ -132,6 +132,41 @@ fn huge_heads_are_refused() {
 }
 
 #[test]
+fn a_head_has_its_limit_when_the_limit_is_as_large_as_what_it_is_read_into() {
+    let upstream = Upstream::start();
+    for limit in [90_000, 98_304, 120_000] {
+        let proxy = Proxy::with(upstream.address, |setup| {
+            setup.config.limits.max_header_bytes = limit;
+        });
+        let head = |len: usize| {
+            let frame = "GET /good HTTP/1.1\r\nHost: localhost\r\nX: \r\n\r\n".len();
+            format!(
+                "GET /good HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n",
+                "a".repeat(len - frame)
+            )
+        };
+        let mut client = proxy.client();
+        assert_eq!(client.send(head(limit)).response().status(), 200, "{limit}");
+        assert_eq!(
+            client.send(head(limit)).response().status(),
+            200,
+            "{limit}, the second"
+        );
+        client.send(head(limit + 1));
+        assert_eq!(status_of(&client.rest()), 400, "{limit}");
+        // A body behind the largest head has to find room.
+        let post = head(limit - 21)
+            .replace("GET", "POST")
+            .replace("X: ", "Content-Length: 5\r\nX: ");
+        let answer = proxy
+            .client()
+            .send([post.as_bytes(), b"hello"].concat())
+            .response();
+        assert_eq!((answer.status(), answer.body), (200, b"5".to_vec()), "{limit}");
+    }
+}
+
+#[test]
 fn a_body_that_ends_early_never_completes_upstream() {
     let upstream = Upstream::start();
     let proxy = Proxy::start(upstream.address);

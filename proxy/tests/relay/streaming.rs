@@ -1,6 +1,6 @@
 //! Bodies, framings and the corners of HTTP/1.1, byte for byte.
 
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -253,6 +253,51 @@ fn an_early_answer_reaches_the_client_while_it_still_sends() {
         .send(vec![0; 50_000]);
     let response = client.response();
     assert_eq!((response.status(), response.body), (413, b"big".to_vec()));
+}
+
+#[test]
+fn after_an_early_answer_a_connection_serves_on_only_when_the_body_was_sent() {
+    // Answers as soon as it has a head, then reads the body, and takes the next request.
+    let upstream = Upstream::raw(|stream, connection| {
+        let mut writer = stream.try_clone().unwrap();
+        let mut reader = BufReader::new(stream);
+        while let Ok(Some(request)) = read_message(&mut reader, true) {
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nX-Connection: {connection}\r\nContent-Length: 2\r\n\r\nok");
+            if writer.write_all(answer.as_bytes()).is_err() {
+                return;
+            }
+            let length = request
+                .header("content-length")
+                .map_or(0, |length| length.parse().unwrap());
+            let body = std::io::copy(&mut (&mut reader).take(length), &mut std::io::sink());
+            if !matches!(body, Ok(len) if len == length) {
+                return;
+            }
+        }
+    });
+    let proxy = Proxy::start(upstream.address);
+    let mut client = proxy.client();
+    let head = "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 300000\r\n\r\n";
+    // Looks like an answer, should anybody send it back, and like a request.
+    let body = b"HTTP/1.1 299 Stale\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n".repeat(7_000);
+    for _ in 0..3 {
+        client.send(head).send(&body[..1000]);
+        let early = client.response();
+        assert_eq!((early.status(), early.header("x-connection")), (200, Some("0")));
+        client.send(&body[1000..300_000]);
+    }
+    let answer = client.get("/");
+    assert_eq!((answer.status(), answer.header("x-connection")), (200, Some("0")));
+    // This body never comes to its end.
+    client.send(head).send(&body[..1000]);
+    assert_eq!(client.response().status(), 200);
+    drop(client);
+    for _ in 0..3 {
+        let answer = proxy.client().get("/");
+        assert_eq!((answer.status(), answer.header("x-connection")), (200, Some("1")));
+    }
+    assert_eq!(upstream.connections(), 2);
 }
 
 #[test]

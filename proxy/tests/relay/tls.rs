@@ -144,6 +144,60 @@ fn a_session_that_ends_after_each_answer_is_never_the_clients_problem() {
 }
 
 #[test]
+fn an_answer_and_the_end_of_its_session_may_come_in_one_piece() {
+    let secure = Secure::start(|_, session| {
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        session.conn.writer().write_all(head).unwrap();
+        session.conn.send_close_notify();
+        session.flush().unwrap();
+        // The socket stays: only the session says that it is over.
+        true
+    });
+    let proxy = secure.proxy();
+    let mut client = proxy.client();
+    for n in 0..20 {
+        let answer = client.post("/", b"payload");
+        assert_eq!(
+            (answer.status(), answer.body.as_slice()),
+            (200, b"ok".as_slice()),
+            "request {n}"
+        );
+    }
+    assert_eq!(secure.seen.lock().unwrap().len(), 20, "each exactly once");
+    assert_eq!(secure.upstream.connections(), 20);
+}
+
+#[test]
+fn an_answer_until_the_end_is_whole_with_a_close_notify_only() {
+    for goodbye in [true, false] {
+        let secure = Secure::start(move |_, session| {
+            session
+                .write_all(b"HTTP/1.1 200 OK\r\n\r\nuntil the end")
+                .unwrap();
+            if goodbye {
+                say_goodbye(session);
+            }
+            false
+        });
+        let proxy = secure.proxy();
+        let mut client = proxy.client();
+        client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let answer = read_message(&mut client.reader, false);
+        if goodbye {
+            assert_eq!(answer.unwrap().unwrap().body, b"until the end");
+        } else {
+            assert!(answer.is_err(), "it seems whole: {answer:?}");
+        }
+        let outcome = if goodbye {
+            Outcome::Ok
+        } else {
+            Outcome::UpstreamProtocol
+        };
+        assert_eq!(proxy.requests(1)[0].outcome, outcome);
+    }
+}
+
+#[test]
 fn a_session_that_ends_instead_of_an_answer_is_502_and_not_repeated() {
     for goodbye in [true, false] {
         let count = AtomicUsize::new(0);
