@@ -72,7 +72,8 @@ impl First {
     }
 }
 
-/// Reads on behind `bytes`, the client's first, until the class is clear; for HTTP/1 and TLS until the head or the hello is complete or cannot become good.
+/// Reads on behind `bytes`, the client's first, until the class is clear; for HTTP/1 and TLS until the head or the hello is
+/// complete or cannot become good.
 ///
 /// # Errors
 /// `UnexpectedEof` when the client leaves before the class is clear, `TimedOut` when what began like HTTP/1 or TLS is not

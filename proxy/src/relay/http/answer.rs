@@ -135,16 +135,12 @@ pub(in crate::relay) fn refusal(violation: Violation) -> Vec<u8> {
 
 /// The bytes of an answer of ours, for when no HTTP server is at work.
 pub(in crate::relay) fn raw(outcome: Outcome, reason: &str) -> Vec<u8> {
-    let status = status(outcome);
-    format!(
-        "HTTP/1.1 {} {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nX-Agent-FIPS-Proxy-Error: {}\r\n\
-         Connection: close\r\n\r\n{reason}\n",
-        status.as_str(),
-        status.canonical_reason().unwrap_or_default(),
-        reason.len() + 1,
-        outcome.label(),
-    )
-    .into_bytes()
+    let asked = Asked {
+        head: false,
+        http10: false,
+        keep_alive: false,
+    };
+    bytes(outcome, reason, asked)
 }
 
 #[cfg(test)]

@@ -169,8 +169,7 @@ pub(super) async fn say<IO: AsyncWrite + Unpin>(
     inbound: &RefCell<Inbound<IO>>,
     bytes: Vec<u8>,
 ) -> io::Result<()> {
-    let mut batch = Batch::default();
-    batch.lead = bytes;
+    let mut batch = Batch::with_lead(bytes);
     batch.stage(0, false, true);
     write(inbound, &mut batch, b"").await?;
     flush(inbound).await
