@@ -238,8 +238,10 @@ fn git_commit(workspace: &Path) {
     let git = |arguments: &[&str]| text(Command::new("git").arg("-C").arg(workspace).args(arguments));
     let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_default();
     println!("cargo::rustc-env=AFP_GIT_COMMIT={commit}");
-    // Only a release build is rebuilt for a new commit: while developing, each commit would cost a build.
+    // Only a release build is rebuilt for a new commit: while developing, each commit would cost a build. What has no programs
+    // in it is released to nobody.
     if env::var("PROFILE").as_deref() == Ok("release")
+        && env::var_os(SKIP).is_none()
         && let Some(log) = git(&["rev-parse", "--path-format=absolute", "--git-path", "logs/HEAD"])
     {
         println!("cargo::rerun-if-changed={log}");

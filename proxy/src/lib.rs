@@ -13,8 +13,10 @@
 //! 8. [`trust`] makes clients of this host trust the local authority, and knows who does.
 //! 9. [`cli`] is one verb a file.
 //!
+//! With the feature `counts`, which no shipped build has, `counts` is there too: what `cargo xtask bench instructions` counts.
+//!
 //! [`address`] says which addresses may be dialled, [`secret`] reads files that nobody else may read, [`process`] knows the
-//! names of processes.
+//! names of processes, `listener_set` makes the sockets of one address, one for each data thread.
 
 // They panic when the reader has gone: `cli::output` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -23,8 +25,12 @@ pub mod address;
 pub mod catalog;
 pub mod cli;
 pub mod config;
+#[cfg(feature = "counts")]
+#[doc(hidden)]
+pub mod counts;
 pub mod intercept;
 pub mod kubernetes;
+mod listener_set;
 pub mod observe;
 pub mod process;
 pub mod relay;

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::bench::instructions;
 use crate::{audit, docs, lint, test};
 
 /// The other kernel of every run: Debian 12's own, without TCX and with the refusals of an older verifier. The rest is run by hand
@@ -19,5 +20,7 @@ pub fn run(_: &Options) -> Result<()> {
     lint::run(&lint::Options::default())?;
     docs::run(&docs::Options { check: true })?;
     audit::run(&audit::Options::default())?;
+    // Behind the audit, whose release build has compiled the dependencies.
+    instructions::run(&instructions::Options::default())?;
     test::run_with_kernel(KERNEL, SUITES)
 }

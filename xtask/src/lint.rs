@@ -87,6 +87,9 @@ pub fn run(options: &Options) -> Result<()> {
                 "--locked",
                 "--workspace",
                 "--all-targets",
+                // What only the counts of instructions compile is held to the same.
+                "--features",
+                "agent-fips-proxy/counts",
                 "--",
                 "-D",
                 "warnings",

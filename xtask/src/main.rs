@@ -88,6 +88,8 @@ mod tests {
         for words in [
             "bench",
             "bench datapath",
+            "bench instructions --update",
+            "bench datapath --rounds 5 --json x",
             "bench --gate --workloads W1",
             "test --suite bench x",
         ] {

@@ -95,6 +95,11 @@ const NEEDS: &[Need] = &[
         packages: &["binutils"],
     },
     Need {
+        what: "valgrind (counts of instructions)",
+        present: || has("valgrind"),
+        packages: &["valgrind"],
+    },
+    Need {
         what: "Node (tests: a client with roots of its own)",
         present: || has("node"),
         packages: &["nodejs"],

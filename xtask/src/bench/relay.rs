@@ -51,7 +51,7 @@ pub struct RelayOptions {
     /// Rounds of each workload
     #[arg(long, value_name = "N", default_value_t = 3)]
     rounds: u32,
-    /// Seconds of a window (W5: 1.6 times as many; W7: half as many, in three times as many rounds)
+    /// Seconds of a window (W5: 1.6 times as many; W7: 0.03 of it, in 64 windows a round)
     #[arg(long, value_name = "S", default_value_t = 5)]
     seconds: u32,
     /// Fail when a goal of the workloads that ran is missed, or a figure for it is missing
