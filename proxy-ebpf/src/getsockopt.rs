@@ -1,11 +1,12 @@
-//! `getsockopt` in the proxy's cgroup: answers `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST` from the accepted socket's
-//! storage, so that the worker needs no bpf call and asks as it would behind an iptables REDIRECT. To `SO_PEERCRED`, whose
-//! answer for TCP says nothing (pid 0, no user, no group), it adds the process that connected, from the same place.
+//! `getsockopt` in the proxy's cgroup: tells the original destination from the accepted socket's storage, so that the worker
+//! needs no bpf call. It asks in our own words; `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST` are answered too, for whoever
+//! asks as behind an iptables REDIRECT. To `SO_PEERCRED`, whose answer for TCP says nothing (pid 0, no user, no group), it
+//! adds the process that connected, from the same place.
 //!
 //! Every other question keeps the kernel's answer to the last bit.
 
 use aya_ebpf::{bindings::bpf_sockopt, macros::cgroup_sockopt, programs::SockoptContext};
-use proxy_ebpf::{Address, Counter, Original};
+use proxy_ebpf::{ASK_LEVEL, ASK_ORIGINAL, Address, Counter, Original};
 
 use crate::maps::{ACCEPTED, PAGE_SIZE, count, load};
 
@@ -50,13 +51,14 @@ struct Credentials {
     group: u32,
 }
 
-/// Answers the three questions.
+/// Answers these questions.
 #[cgroup_sockopt(getsockopt)]
 pub fn original_dst(ctx: SockoptContext) -> i32 {
     let option = ctx.sockopt;
     // SAFETY: the kernel's context; the verifier checks each access.
     let (level, name) = unsafe { ((*option).level, (*option).optname) };
-    if name == ORIGINAL_DST && (level == SOL_IP || level == SOL_IPV6) {
+    let netfilters = name == ORIGINAL_DST && (level == SOL_IP || level == SOL_IPV6);
+    if netfilters || (name == ASK_ORIGINAL && level == ASK_LEVEL) {
         // SAFETY: as above.
         let socket = unsafe { (*option).__bindgen_anon_1.sk };
         if let Some(original) = load(&ACCEPTED, socket)
@@ -132,7 +134,8 @@ fn answer(option: *mut bpf_sockopt, level: i32, original: &Original) -> bool {
             done(option, size_of::<SockAddrIn>());
             true
         }
-        (SOL_IPV6, None) => {
+        // Our own question has one answer for both families: IPv4 is mapped.
+        (SOL_IPV6, None) | (ASK_LEVEL, _) => {
             if start + size_of::<SockAddrIn6>() > end {
                 return false;
             }

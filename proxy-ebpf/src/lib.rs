@@ -56,6 +56,13 @@ pub const PROBE_PORT: u16 = 9;
 
 /// Third word of an IPv4-mapped address, in network order.
 const MAPPED: u32 = 0x0000_ffff_u32.to_be();
+/// Level and option by which the worker asks an accepted socket for its original destination, a `sockaddr_in6` for both
+/// families. The level is no protocol's. To `SO_ORIGINAL_DST`, netfilter's question, the kernel first searches its table of
+/// connections, which costs more than all the rest of the call.
+pub const ASK_LEVEL: i32 = 0x6166_7078;
+/// See [`ASK_LEVEL`].
+pub const ASK_ORIGINAL: i32 = 1;
+
 /// 127.0.0.1, in network order.
 const LOOPBACK_V4: u32 = 0x7f00_0001_u32.to_be();
 

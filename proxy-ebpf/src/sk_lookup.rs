@@ -28,6 +28,7 @@ pub fn pick(ctx: SkLookupContext) -> u32 {
     let Some(network) = taken(&flow) else {
         return PASS;
     };
+    // Without BPF_SK_LOOKUP_F_NO_REUSEPORT (5.9): the socket in the slot stands for its set, of which the kernel chooses one.
     if LISTENERS
         .redirect_sk_lookup(&ctx, flow.destination.slot(network), 0)
         .is_err()

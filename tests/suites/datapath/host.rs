@@ -108,7 +108,7 @@ pub(super) fn a_missing_privilege_is_named(world: &World) -> Result<()> {
             .is_some_and(|text| text.starts_with("CAP_BPF (bpf(")),
         "{obstacle:?}"
     );
-    let error = Interceptor::load(&config(world), &own)
+    let error = Interceptor::load(&config(world), &own, SOCKETS)
         .err()
         .context("loaded without any capability")?;
     ensure!(

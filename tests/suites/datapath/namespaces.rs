@@ -39,7 +39,12 @@ impl Pods {
     }
 
     /// Runs `body` while an idle process of the Agent's cgroup lives in a namespace.
-    fn with_idle(&self, world: &World, pod: &Namespace, body: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(super) fn with_idle(
+        &self,
+        world: &World,
+        pod: &Namespace,
+        body: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         let procs = Cgroup2::find()?
             .directory(&world.path("agent"))
             .join("cgroup.procs");
@@ -345,8 +350,8 @@ pub(super) fn a_namespace_without_loopback_is_waited_for(world: &World) -> Resul
             changes
                 .opened
                 .iter()
-                .map(|network| (network.v4.is_some(), network.v6.is_some()))
-                .eq([(true, true)]),
+                .map(|network| (network.v4.len(), network.v6.len()))
+                .eq([(SOCKETS, SOCKETS)]),
             "{changes:?}"
         );
         ensure!(proxy.interceptor.status().agents[0].datapath.is_some());

@@ -7,6 +7,7 @@ mod namespaces;
 mod network;
 mod packets;
 mod process;
+mod sets;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,6 +24,7 @@ use agent_fips_proxy::config::{Config, Datapath, Intercept, OnFailure};
 use agent_fips_proxy::intercept::{
     self, AgentWatcher, ErrorKind, Interceptor, Listeners, OwnCgroup, PinDirectory, preflight,
 };
+use agent_fips_proxy::relay::noted_original_dst;
 use anyhow::{Context, Result, ensure};
 use aya::maps::{MapInfo, loaded_maps};
 use aya::programs::links::{FdLink, PinnedLink};
@@ -183,6 +185,14 @@ pub const ALL: &[(&str, Scenario)] = &[
         namespaces::a_namespace_without_loopback_is_waited_for,
     ),
     (
+        "every_socket_of_a_pod_is_used",
+        sets::every_socket_of_a_pod_is_used,
+    ),
+    (
+        "every_socket_of_an_interface_is_used",
+        sets::every_socket_of_an_interface_is_used,
+    ),
+    (
         "slots_of_others_are_left_alone",
         namespaces::slots_of_others_are_left_alone,
     ),
@@ -228,6 +238,9 @@ struct Proxy {
 pub use network::acceptor;
 pub use process::asker;
 
+/// Sockets of each listener that is made for an Agent's network: as for a worker with two data threads.
+const SOCKETS: usize = 2;
+
 /// What a connection without an original destination is told.
 const LOST: &str = "lost";
 
@@ -261,7 +274,7 @@ impl Proxy {
         let own = Interceptor::enter_own_cgroup()?;
         let v4 = TcpListener::bind("127.0.0.1:0")?;
         let v6 = TcpListener::bind("[::1]:0")?;
-        let interceptor = Interceptor::load(config, &own)?;
+        let interceptor = Interceptor::load(config, &own, SOCKETS)?;
         Ok(Self {
             interceptor,
             v4,
@@ -296,10 +309,28 @@ impl Proxy {
     }
 }
 
-/// Asked as any proxy behind an iptables REDIRECT asks.
+/// Asked as any proxy behind an iptables REDIRECT asks, and as ours does: both are told the same, or that there is nothing.
 fn original(stream: &TcpStream) -> std::io::Result<SocketAddr> {
+    let local = stream.local_addr()?;
+    let netfilters = as_netfilter(stream, local);
+    let ours = noted_original_dst(stream);
+    let told = |answer: &std::io::Result<SocketAddr>| {
+        answer
+            .as_ref()
+            .ok()
+            .map(|address| (address.ip().to_canonical(), address.port()))
+    };
+    if told(&ours) != told(&netfilters) {
+        return Err(std::io::Error::other(format!(
+            "asked in two ways: {ours:?} and {netfilters:?}"
+        )));
+    }
+    netfilters
+}
+
+fn as_netfilter(stream: &TcpStream, local: SocketAddr) -> std::io::Result<SocketAddr> {
     let socket = SockRef::from(stream);
-    let answer = if stream.local_addr()?.is_ipv4() {
+    let answer = if local.is_ipv4() {
         socket.original_dst_v4()
     } else {
         socket.original_dst_v6()
