@@ -153,11 +153,12 @@ impl Interceptor {
     }
 
     /// Loads the programs and takes over what an earlier process pinned. To Agents nothing is attached yet, and hooks
-    /// that an earlier process left stay in force as they are; the accepting side is ready for listeners.
+    /// that an earlier process left stay in force as they are; the accepting side is ready for listeners. Each listener
+    /// that is made for an Agent's network will be a set of `threads` sockets, one for each data thread of the worker.
     ///
     /// # Errors
     /// See [`InterceptError::kind`]: a missing capability, a kernel that refuses a program, or a bad selector.
-    pub fn load(config: &config::Intercept, own: &OwnCgroup) -> Result<Self, InterceptError> {
+    pub fn load(config: &config::Intercept, own: &OwnCgroup, threads: usize) -> Result<Self, InterceptError> {
         let discovery = Discovery::new(&config.agents, own.cgroups().clone())?;
         let home = Namespace::own()
             .map_err(InterceptError::file("open", "/proc/thread-self/ns/net"))?
@@ -179,7 +180,7 @@ impl Interceptor {
             own_path: own.path().to_owned(),
             home,
             discovery,
-            networks: Networks::new()?,
+            networks: Networks::new(threads)?,
             tc: None,
             spots: BTreeMap::new(),
             draining: None,

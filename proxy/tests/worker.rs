@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 use std::io::Read;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -13,6 +13,7 @@ use agent_fips_proxy::relay::network::{NetworkId, Taken};
 use agent_fips_proxy::supervise::authority::Passing;
 use agent_fips_proxy::supervise::channel::{Channel, Frame, Receiver, Sender};
 use agent_fips_proxy::supervise::protocol::{FromWorker, MasterStatus, Passed, Purpose, Setup, ToWorker};
+use socket2::{Domain, Socket, Type};
 
 struct Worker {
     child: Child,
@@ -157,6 +158,44 @@ async fn listeners_come_and_go_while_the_worker_runs() {
             .is_some_and(|status| status.success())
     });
     assert!(TcpStream::connect(addresses[0]).is_err());
+}
+
+/// One socket of a network for each data thread, on one port: each is served, and none is left when the network goes.
+#[tokio::test]
+async fn every_thread_serves_a_network_until_it_goes() {
+    let mut worker = Worker::start().await;
+    let on = |thread| Passed { thread, ..passed(7) };
+    let first = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    first
+        .bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())
+        .unwrap();
+    first.set_reuse_port(true).unwrap();
+    let address = first.local_addr().unwrap();
+    let second = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    second.set_reuse_port(true).unwrap();
+    second.bind(&address).unwrap();
+    for socket in [&first, &second] {
+        socket.listen(128).unwrap();
+    }
+    let address = address.as_socket().unwrap();
+    worker
+        .add(vec![on(0), on(1)], vec![first.into(), second.into()])
+        .await;
+    // The kernel divides them: were one socket nobody's, half of these would wait for ever.
+    for number in 0..64 {
+        assert!(is_served(address), "connection {number}");
+    }
+    worker
+        .tx
+        .send(&ToWorker::RemoveNetwork(NetworkId(7)))
+        .await
+        .unwrap();
+    wait_until(|| {
+        (0..16).all(|_| {
+            TcpStream::connect(address)
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+        })
+    });
 }
 
 #[tokio::test]

@@ -12,6 +12,8 @@ mod hosts;
 mod intercepted;
 #[path = "pods/stage.rs"]
 mod stage;
+#[path = "pods/threads.rs"]
+mod threads;
 
 fn main() -> ExitCode {
     const NEEDS: &[Need] = &[Need::Bpf, Need::Cni];
@@ -21,6 +23,8 @@ fn main() -> ExitCode {
         case("ptp_by_tc", NEEDS, intercepted::ptp_by_tc),
         case("bridge_by_tc", NEEDS, intercepted::bridge_by_tc),
         case("ptp_by_classic_filter", NEEDS, intercepted::ptp_by_classic_filter),
+        case("every_thread_by_cgroup", NEEDS, threads::every_thread_by_cgroup),
+        case("every_thread_by_tc", NEEDS, threads::every_thread_by_tc),
         case("firewalls", NEEDS, hosts::firewalls),
         case("sysctls", NEEDS, hosts::sysctls),
         case(

@@ -143,6 +143,25 @@ impl Interceptor {
         self.attached && self.tc.as_ref().is_some_and(|tc| tc.restless(Instant::now()))
     }
 
+    /// Looks at those classifiers only of which [`Interceptor::restless`] speaks. False when that did not do: then call
+    /// [`Interceptor::sync`].
+    pub fn sync_restless(&mut self) -> bool {
+        let Some(tc) = self
+            .tc
+            .as_mut()
+            .filter(|_| self.attached && self.pins.maps().exists())
+        else {
+            return false;
+        };
+        let step = self
+            .loaded
+            .classifier_and_interfaces()
+            .and_then(|(program, mut table)| {
+                tc.sync_restless(program, &mut table, &self.spots, Instant::now())
+            });
+        step.is_ok()
+    }
+
     /// True when the programs met an Agent's connection from a namespace that they were not told of since the last call.
     pub fn met_unknown_namespace(&mut self) -> bool {
         let now = self.unknown_namespaces();

@@ -1,7 +1,7 @@
 //! The networks that we serve besides the host's own: Agents' network namespaces, and interfaces behind which we know of
-//! none. Each has a pair of loopback listeners, a slot under which the kernel programs find them, and a number that the
-//! worker knows it by. Slots are few and used again; a number never is, so that nothing of a pod that is gone can be taken
-//! for another one's.
+//! none. Each has listeners on both loopback addresses, one socket for each data thread, a slot under which the kernel
+//! programs find them, and a number that the worker knows it by. Slots are few and used again; a number never is, so that
+//! nothing of a pod that is gone can be taken for another one's.
 //!
 //! With the datapath `cgroup` the listeners are made inside the namespace; with `tc` they are transparent listeners of the
 //! host. Both are made by the master, in our own cgroup, and handed to the worker.
@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::net::if_::InterfaceFlags;
@@ -20,8 +20,9 @@ use super::choose::Taken;
 use super::error::InterceptError;
 use super::netns::{Namespace, NamespaceId, NamespaceThread};
 use super::status::ServedNetwork;
+use crate::listener_set;
 
-/// Pending connections of a pod's listener: it serves one Agent, not a host.
+/// Pending connections of one socket of a pod: it serves one Agent, not a host.
 const BACKLOG: i32 = 1024;
 /// How often another port is tried when the kernel's choice is taken in another namespace (see [`Networks::open`]).
 const PORT_TRIES: usize = 16;
@@ -50,7 +51,8 @@ pub(super) struct Network {
     ports: [u16; 2],
 }
 
-/// The listeners of a new network. A namespace without IPv6 has only one.
+/// The listeners of a new network: for each family one socket per data thread, all on one port. A namespace without IPv6
+/// has none for it.
 #[derive(Debug)]
 pub struct NetworkListeners {
     /// Number of the network, never used again.
@@ -60,26 +62,33 @@ pub struct NetworkListeners {
     /// How its connections come.
     pub taken: Taken,
     /// On 127.0.0.1.
-    pub v4: Option<TcpListener>,
+    pub v4: Vec<TcpListener>,
     /// On ::1.
-    pub v6: Option<TcpListener>,
+    pub v6: Vec<TcpListener>,
 }
 
 /// All of them.
 pub(super) struct Networks {
     thread: NamespaceThread,
+    /// Sockets of each listener: the worker's data threads.
+    sockets: usize,
     served: BTreeMap<Key, Network>,
     last: u32,
 }
 
 impl Networks {
-    pub(super) fn new() -> Result<Self, InterceptError> {
+    /// None yet; each will have `sockets` for each family.
+    ///
+    /// # Errors
+    /// No thread could be started.
+    pub(super) fn new(sockets: usize) -> Result<Self, InterceptError> {
         let thread = NamespaceThread::start().map_err(|source| InterceptError::Call {
             call: "starting the thread that enters network namespaces",
             source,
         })?;
         Ok(Self {
             thread,
+            sockets,
             served: BTreeMap::new(),
             last: 0,
         })
@@ -147,7 +156,8 @@ impl Networks {
             Key::Interfaces => Taken::Tc,
         };
         let busy: Vec<u16> = self.served.values().flat_map(|network| network.ports).collect();
-        let make = move || pair(taken == Taken::Tc, &busy);
+        let sockets = self.sockets;
+        let make = move || pair(taken == Taken::Tc, &busy, sockets);
         let made = match (taken, namespace) {
             (Taken::Cgroup, Some(namespace)) => self
                 .thread
@@ -160,7 +170,7 @@ impl Networks {
             call: "binding a listener on 127.0.0.1 or ::1 for a pod (is `lo` up in its network namespace?)",
             source,
         })?;
-        if v4.is_none() && v6.is_none() {
+        if v4.is_empty() && v6.is_empty() {
             return Err(InterceptError::Unsupported(
                 "the network namespace has neither 127.0.0.1 nor ::1".to_owned(),
             ));
@@ -194,9 +204,8 @@ impl Networks {
                     NOBODY - 1
                 ))
             })?;
-        let port = |listener: &Option<TcpListener>| {
-            listener
-                .as_ref()
+        let port = |set: &[TcpListener]| {
+            set.first()
                 .and_then(|listener| listener.local_addr().ok())
                 .map_or(0, |address| address.port())
         };
@@ -252,7 +261,7 @@ fn entering(source: io::Error) -> InterceptError {
     }
 }
 
-type Pair = (Option<TcpListener>, Option<TcpListener>);
+type Pair = (Vec<TcpListener>, Vec<TcpListener>);
 
 /// Whether `lo` is up in the calling thread's network namespace. Before that 127.0.0.1 can be bound and ::1 cannot, which
 /// would look like a namespace without IPv6.
@@ -263,10 +272,10 @@ fn loopback_is_up() -> bool {
     })
 }
 
-/// A listener for each family. That a family does not exist here is no error.
-fn pair(transparent: bool, busy: &[u16]) -> io::Result<Pair> {
-    let one = |ip: IpAddr| match listener(ip, transparent, busy) {
-        Ok(listener) => Ok(Some(listener)),
+/// A set of listeners for each family. That a family does not exist here is no error.
+fn pair(transparent: bool, busy: &[u16], sockets: usize) -> io::Result<Pair> {
+    let one = |ip: IpAddr| match listeners(ip, transparent, busy, sockets) {
+        Ok(set) => Ok(set),
         Err(error)
             if ip.is_ipv6()
                 && matches!(
@@ -274,29 +283,19 @@ fn pair(transparent: bool, busy: &[u16]) -> io::Result<Pair> {
                     Some(nix::libc::EADDRNOTAVAIL | nix::libc::EAFNOSUPPORT)
                 ) =>
         {
-            Ok(None)
+            Ok(Vec::new())
         }
         Err(error) => Err(error),
     };
     Ok((one(Ipv4Addr::LOCALHOST.into())?, one(Ipv6Addr::LOCALHOST.into())?))
 }
 
-fn listener(ip: IpAddr, transparent: bool, busy: &[u16]) -> io::Result<TcpListener> {
+/// The set of one family, on a port that is not `busy`.
+fn listeners(ip: IpAddr, transparent: bool, busy: &[u16], sockets: usize) -> io::Result<Vec<TcpListener>> {
     let address = SocketAddr::new(ip, 0);
     let mut tries = Vec::new();
     loop {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        if ip.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        if transparent {
-            // One flag for both families: IPV6_TRANSPARENT sets the same bit.
-            socket.set_ip_transparent_v4(true)?;
-            // What it accepts has the intake's port as its own. Without this, whoever wants that port on a wildcard address
-            // of this host, as an ingress does, could not have it while such a connection is open.
-            socket.set_reuse_address(true)?;
-        }
-        socket.set_nonblocking(true)?;
+        let socket = unbound(ip, transparent)?;
         socket.bind(&address.into())?;
         let port = socket
             .local_addr()?
@@ -307,17 +306,34 @@ fn listener(ip: IpAddr, transparent: bool, busy: &[u16]) -> io::Result<TcpListen
             tries.push(socket);
             continue;
         }
-        socket.listen(BACKLOG)?;
-        return Ok(socket.into());
+        return listener_set::listening(socket, sockets, BACKLOG, || unbound(ip, transparent));
     }
+}
+
+/// A socket that is to listen on `ip`.
+fn unbound(ip: IpAddr, transparent: bool) -> io::Result<Socket> {
+    let domain = if ip.is_ipv6() { Domain::IPV6 } else { Domain::IPV4 };
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    if ip.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if transparent {
+        // One flag for both families: IPV6_TRANSPARENT sets the same bit.
+        socket.set_ip_transparent_v4(true)?;
+        // What it accepts has the intake's port as its own. Without this, whoever wants that port on a wildcard address
+        // of this host, as an ingress does, could not have it while such a connection is open.
+        socket.set_reuse_address(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 /// For the kernel's tables.
 impl NetworkListeners {
-    pub(super) fn descriptors(&self) -> [Option<std::os::fd::BorrowedFd<'_>>; 2] {
-        [
-            self.v4.as_ref().map(AsFd::as_fd),
-            self.v6.as_ref().map(AsFd::as_fd),
-        ]
+    /// One socket of each family stands for its set: whether anybody listens, and on which port, is the same for all of
+    /// them. Which of them gets a connection is the kernel's choice, also of those that `sk_lookup` leads to this one
+    /// (`bpf_sk_assign` without `BPF_SK_LOOKUP_F_NO_REUSEPORT`, 5.9).
+    pub(super) fn descriptors(&self) -> [Option<BorrowedFd<'_>>; 2] {
+        [&self.v4, &self.v6].map(|set| set.first().map(AsFd::as_fd))
     }
 }

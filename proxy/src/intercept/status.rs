@@ -105,7 +105,7 @@ pub struct Resources {
     pub pods: usize,
     /// Network namespaces held open by a descriptor.
     pub open_namespaces: usize,
-    /// Networks that are served besides the host's own, each with a listener per family.
+    /// Networks that are served besides the host's own, each with a socket per family and data thread.
     pub networks: usize,
     /// Entries of the kernel's table of namespaces.
     pub namespace_entries: usize,

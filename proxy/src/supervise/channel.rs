@@ -18,11 +18,12 @@ use tokio::io::Interest;
 
 /// Descriptors beside one piece of a message: the kernel's own limit (SCM_MAX_FD, `include/net/scm.h`).
 const BATCH: usize = 253;
-/// Bytes of one message. The set-up of a worker with a thousand pods has some 200 KiB; a larger one than this means that
-/// the other side is not ours.
-const MAX_MESSAGE: usize = 4 << 20;
-/// Descriptors of one message: a thousand pods, each with two listeners, are half of it.
-const MAX_DESCRIPTORS: usize = 4096;
+/// Bytes of one message. The set-up of a worker with two data threads and a thousand pods has some 300 KiB, the largest
+/// that there can be two thirds of this; a larger one means that the other side is not ours.
+const MAX_MESSAGE: usize = 16 << 20;
+/// Descriptors of one message: one for each data thread (`worker.threads`, 64 at most) and family of each network that the
+/// kernel's tables have room for, and for the addresses of the host's own listeners. Fewer may be open: LimitNOFILE.
+const MAX_DESCRIPTORS: usize = (2 * proxy_ebpf::MAX_NETWORKS as usize + 128) * 64;
 /// How much is read at once, in bytes.
 const READ: usize = 64 * 1024;
 

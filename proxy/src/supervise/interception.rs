@@ -24,6 +24,8 @@ const CLASSIFIERS: Duration = Duration::from_millis(250);
 /// Interception over the life of the master.
 pub struct Interception {
     config: config::Intercept,
+    /// Data threads of the worker, which stay the same for the master's life.
+    threads: usize,
     /// Wanted now: by configuration, or by the last command.
     enabled: bool,
     /// Why it is not in place.
@@ -36,6 +38,8 @@ pub struct Interception {
     netlink: Option<tc::TcWatcher>,
     /// Made at the first wait. Kept between waits: while many things happen, it must come all the same.
     look: Option<tokio::time::Interval>,
+    /// Nothing else was seen than that: the next look is at those classifiers only.
+    restless: bool,
     /// Since when an Agent is looked at often.
     unsettled: Option<Instant>,
     /// When that is next.
@@ -53,17 +57,19 @@ pub struct Interception {
 }
 
 impl Interception {
-    /// Nothing is touched yet.
-    pub fn new(config: config::Intercept) -> Self {
+    /// Nothing is touched yet. Every listener will have `threads` sockets, one for each data thread.
+    pub fn new(config: config::Intercept, threads: usize) -> Self {
         Self {
             enabled: config.enabled,
             config,
+            threads,
             detail: None,
             kernel: None,
             last_sockets: None,
             watcher: None,
             netlink: None,
             look: None,
+            restless: false,
             unsettled: None,
             soon: None,
             failed: Vec::new(),
@@ -222,14 +228,20 @@ impl Interception {
                         return;
                     }
                 }
-            } => {}
+            } => self.restless = true,
         }
     }
 
     /// Takes Agents that are new and forgets those that are gone; puts right what others changed.
     pub fn sync(&mut self) -> Changes {
+        let restless = std::mem::take(&mut self.restless);
         let changes = match &mut self.kernel {
-            Some(kernel) => kernel.sync(),
+            Some(kernel) => {
+                if restless && kernel.sync_restless() {
+                    return Changes::default();
+                }
+                kernel.sync()
+            }
             None => Changes::default(),
         };
         self.told(changes)
@@ -334,7 +346,7 @@ impl Interception {
         let kernel = match &mut self.kernel {
             Some(kernel) => kernel,
             none => {
-                let mut kernel = Interceptor::load(&self.config, own)?;
+                let mut kernel = Interceptor::load(&self.config, own, self.threads)?;
                 if let Some(log) = kernel.take_kernel_log() {
                     tokio::spawn(async move {
                         if let Err(error) = log.forward().await {

@@ -1,8 +1,8 @@
 //! What is bound. Every port is bound by itself: a busy one is reported by name and tried again, the others serve.
 //!
 //! Each address has one socket per data thread, a `SO_REUSEPORT` set, so that threads share nothing. The master keeps
-//! them all: connections wait in their backlogs while a worker is replaced. An Agent pod's network has one listener per
-//! family, made elsewhere, that belongs to one thread.
+//! them all: connections wait in their backlogs while a worker is replaced. An Agent pod's network has such a set per
+//! family, made elsewhere.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,6 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::protocol::{ListenerStatus, Passed, Purpose};
 use crate::catalog::TABLE;
 use crate::config::Config;
+use crate::listener_set;
 use crate::relay::network::{NetworkId, Taken};
 
 /// Pending connections per socket; the kernel caps it at net.core.somaxconn (4096 since Linux 5.4).
@@ -35,27 +36,30 @@ pub struct Listeners {
     networks: BTreeMap<NetworkId, Network>,
 }
 
-/// The listeners of one network.
+/// The listeners of one network: for each family one socket per data thread, or none.
 struct Network {
     taken: Taken,
-    v4: Option<TcpListener>,
-    v6: Option<TcpListener>,
+    v4: Vec<TcpListener>,
+    v6: Vec<TcpListener>,
 }
 
 struct Slot {
     wanted: Wanted,
-    bound: Result<Vec<TcpListener>, String>,
+    bound: Result<Bound, String>,
+}
+
+/// The sockets of one address.
+struct Bound {
+    sockets: Vec<TcpListener>,
+    /// With the port that the kernel chose. Kept: it never changes, and the status is made every second.
+    address: SocketAddr,
 }
 
 impl Slot {
     fn address(&self) -> SocketAddr {
-        match &self.bound {
-            Ok(sockets) => sockets
-                .first()
-                .and_then(|s| s.local_addr().ok())
-                .unwrap_or(self.wanted.address),
-            Err(_) => self.wanted.address,
-        }
+        self.bound
+            .as_ref()
+            .map_or(self.wanted.address, |bound| bound.address)
     }
 }
 
@@ -110,14 +114,14 @@ impl Listeners {
         }
     }
 
-    /// Keeps the listeners of a network, in place of those that it had. Each is one socket, served by one thread: a pod
-    /// has a handful of connections.
+    /// Keeps the listeners of a network, in place of those that it had: for each family one socket per data thread, or
+    /// none. An Agent's pod may carry the traffic of a whole node.
     pub fn add_network(
         &mut self,
         network: NetworkId,
         taken: Taken,
-        v4: Option<TcpListener>,
-        v6: Option<TcpListener>,
+        v4: Vec<TcpListener>,
+        v6: Vec<TcpListener>,
     ) {
         self.networks.insert(network, Network { taken, v4, v6 });
     }
@@ -156,9 +160,9 @@ impl Listeners {
     pub fn retry(&mut self) -> bool {
         let mut changed = false;
         for slot in self.slots.iter_mut().filter(|slot| slot.bound.is_err()) {
-            if let Ok(sockets) = bind_set(slot.wanted.address, self.threads) {
+            if let Ok(bound) = bind_set(slot.wanted.address, self.threads) {
                 tracing::info!(name = %slot.wanted.purpose.name(), address = %slot.wanted.address, "listener bound after all");
-                slot.bound = Ok(sockets);
+                slot.bound = Ok(bound);
                 changed = true;
             }
         }
@@ -185,8 +189,8 @@ impl Listeners {
         let mut passed = Vec::new();
         let mut descriptors = Vec::new();
         for slot in &self.slots {
-            let Ok(sockets) = &slot.bound else { continue };
-            for (thread, socket) in sockets.iter().enumerate() {
+            let Ok(bound) = &slot.bound else { continue };
+            for (thread, socket) in bound.sockets.iter().enumerate() {
                 passed.push(Passed {
                     purpose: slot.wanted.purpose,
                     thread,
@@ -207,17 +211,14 @@ impl Listeners {
         let Some(found) = self.networks.get(&network) else {
             return (Vec::new(), Vec::new());
         };
-        let passed = Passed {
-            purpose: Purpose::Intercept {
-                network,
-                datapath: found.taken,
-            },
-            thread: usize::try_from(network.0).unwrap_or_default() % self.threads,
+        let purpose = Purpose::Intercept {
+            network,
+            datapath: found.taken,
         };
         [&found.v4, &found.v6]
             .into_iter()
-            .flatten()
-            .map(|socket| (passed.clone(), socket.as_fd()))
+            .flat_map(|set| set.iter().enumerate())
+            .map(|(thread, socket)| (Passed { purpose, thread }, socket.as_fd()))
             .unzip()
     }
 
@@ -227,8 +228,8 @@ impl Listeners {
             .slots
             .iter()
             .find(|s| s.wanted.purpose == Purpose::HOST_INTERCEPT && s.wanted.address.is_ipv6() == ipv6)?;
-        let socket = slot.bound.as_ref().ok()?.first()?;
-        Some((socket.as_fd(), socket.local_addr().ok()?.port()))
+        let bound = slot.bound.as_ref().ok()?;
+        Some((bound.sockets.first()?.as_fd(), bound.address.port()))
     }
 
     /// True when at least one is bound.
@@ -270,24 +271,13 @@ fn reason(error: &io::Error) -> String {
     }
 }
 
-/// One socket per thread on one address. The first is bound without `SO_REUSEPORT`, so that a port that is in use, even
-/// by another instance of ours, is seen as busy and never silently shared.
-fn bind_set(address: SocketAddr, threads: usize) -> io::Result<Vec<TcpListener>> {
+/// One socket per thread on one address.
+fn bind_set(address: SocketAddr, threads: usize) -> io::Result<Bound> {
     let first = socket(address)?;
     first.bind(&address.into())?;
-    first.set_reuse_port(true)?;
     let address = first.local_addr()?.as_socket().unwrap_or(address);
-    let mut sockets = vec![first];
-    for _ in 1..threads {
-        let next = socket(address)?;
-        next.set_reuse_port(true)?;
-        next.bind(&address.into())?;
-        sockets.push(next);
-    }
-    for socket in &sockets {
-        socket.listen(BACKLOG)?;
-    }
-    Ok(sockets.into_iter().map(Into::into).collect())
+    let sockets = listener_set::listening(first, threads, BACKLOG, || socket(address))?;
+    Ok(Bound { sockets, address })
 }
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {
@@ -311,22 +301,22 @@ mod tests {
 
     #[test]
     fn a_set_shares_one_port_and_nobody_else_can_join() {
-        let set = bind_set(loopback(), 3).unwrap();
-        let address = set[0].local_addr().unwrap();
-        assert!(set.iter().all(|s| s.local_addr().unwrap() == address));
+        let Bound { sockets, address } = bind_set(loopback(), 3).unwrap();
+        assert_eq!(sockets.len(), 3);
+        assert!(sockets.iter().all(|s| s.local_addr().unwrap() == address));
         // Another instance of ours would bind the same way.
-        assert_eq!(bind_set(address, 3).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let error = bind_set(address, 3).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 
     #[test]
     fn every_connection_reaches_one_of_the_set() {
-        let set = bind_set(loopback(), 2).unwrap();
-        let address = set[0].local_addr().unwrap();
+        let Bound { sockets, address } = bind_set(loopback(), 2).unwrap();
         let clients: Vec<_> = (0..64)
             .map(|_| std::net::TcpStream::connect(address).unwrap())
             .collect();
         let mut accepted = 0;
-        for socket in &set {
+        for socket in &sockets {
             while socket.accept().is_ok() {
                 accepted += 1;
             }
@@ -374,26 +364,36 @@ mod tests {
 
     #[test]
     fn networks_come_and_go_beside_the_hosts_listeners() {
-        let bound = || TcpListener::bind(loopback()).unwrap();
+        let bound = || bind_set(loopback(), 2).unwrap().sockets;
         let mut listeners = Listeners::new(2);
         listeners.add_interception();
         let host = listeners.passed().0.len();
-        listeners.add_network(NetworkId(3), Taken::Cgroup, Some(bound()), None);
-        listeners.add_network(NetworkId(4), Taken::Tc, Some(bound()), Some(bound()));
+        listeners.add_network(NetworkId(3), Taken::Cgroup, bound(), Vec::new());
+        listeners.add_network(NetworkId(4), Taken::Tc, bound(), bound());
         let (passed, descriptors) = listeners.passed();
-        assert_eq!((passed.len(), descriptors.len()), (host + 3, host + 3));
-        assert_eq!(passed[host].purpose.name(), "intercept network 3 (cgroup)");
-        assert_eq!(passed[host + 1].purpose.name(), "intercept network 4 (tc)");
-        // One thread each, by number.
+        assert_eq!((passed.len(), descriptors.len()), (host + 6, host + 6));
+        // Each set's sockets in the order of the threads, beside their own descriptors.
+        let (cgroup, tc) = ("intercept network 3 (cgroup)", "intercept network 4 (tc)");
+        let named: Vec<_> = passed[host..]
+            .iter()
+            .map(|passed| (passed.purpose.name().into_owned(), passed.thread))
+            .collect();
         assert_eq!(
-            passed[host..].iter().map(|p| p.thread).collect::<Vec<_>>(),
-            [1, 0, 0]
+            named,
+            [(cgroup, 0), (cgroup, 1), (tc, 0), (tc, 1), (tc, 0), (tc, 1)]
+                .map(|(name, thread)| (name.to_owned(), thread))
         );
+        let port = |at: usize| {
+            let socket = socket2::SockRef::from(&descriptors[host + at]);
+            socket.local_addr().unwrap().as_socket().unwrap().port()
+        };
+        assert!([0, 2, 4].iter().all(|first| port(*first) == port(first + 1)));
+        assert!(port(0) != port(2) && port(2) != port(4));
         // Neither status nor a reload knows them one by one.
         assert!(listeners.status().iter().all(|l| l.name == "intercept"));
         listeners.reconcile(&[]);
-        assert_eq!(listeners.passed_of(NetworkId(3)).1.len(), 1);
+        assert_eq!(listeners.passed_of(NetworkId(3)).1.len(), 2);
         assert!(listeners.remove_network(NetworkId(4)) && !listeners.remove_network(NetworkId(4)));
-        assert_eq!(listeners.passed().0.len(), host + 1);
+        assert_eq!(listeners.passed().0.len(), host + 2);
     }
 }

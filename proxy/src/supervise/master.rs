@@ -77,6 +77,8 @@ struct Master {
     ticks: u64,
     last_watchdog: Instant,
     last_summary: String,
+    /// What every worker knows of us; `None`: one may not.
+    told: Option<MasterStatus>,
 }
 
 struct Signals {
@@ -114,7 +116,7 @@ impl Master {
         bind_admin(&config, requests_tx).await?;
 
         let mut listeners = Listeners::new(config.worker.threads);
-        let mut interception = Interception::new(config.intercept.clone());
+        let mut interception = Interception::new(config.intercept.clone(), config.worker.threads);
         interception.clear();
         // The cgroup first: every listener must be made inside it.
         start_interception(&config, interception.prepare(&mut listeners))?;
@@ -156,6 +158,7 @@ impl Master {
             ticks: 0,
             last_watchdog: Instant::now(),
             last_summary: String::new(),
+            told: None,
         };
         if let Err(error) = master.start_worker() {
             tracing::error!(%error, "cannot start the worker");
@@ -234,6 +237,8 @@ impl Master {
     async fn on_tick(&mut self) {
         self.ticks += 1;
         if self.ticks.is_multiple_of(CHORES) {
+            // Also without news: a worker that does not read is found out by what it is told.
+            self.told = None;
             self.interception.count(self.ticks.is_multiple_of(COUNT));
             if self.listeners.retry() {
                 self.replace_worker();
@@ -322,11 +327,16 @@ impl Master {
         Exit::Ok
     }
 
+    /// Tells the workers how things are, when that is news to them.
     async fn push_state(&mut self) {
         let status = self.status();
+        if self.told.as_ref() == Some(&status) {
+            return;
+        }
         for worker in self.workers.iter_mut().filter(|worker| !worker.draining) {
             worker.send(&ToWorker::Master(Box::new(status.clone()))).await;
         }
+        self.told = Some(status);
     }
 
     fn status(&self) -> MasterStatus {

@@ -320,5 +320,20 @@ fn failed(name: &str, source: ProgramError) -> InterceptError {
     }
 }
 
+/// Programs on TCX, in order.
+pub(super) fn on_tcx(entries: &[Entry]) -> Vec<u32> {
+    let on_tcx = entries.iter().filter(|entry| entry.place == Place::Tcx);
+    on_tcx
+        .filter_map(|entry| entry.program.as_ref().map(|program| program.id))
+        .collect()
+}
+
+/// Where the loaded program of ours stands.
+pub(super) fn own(entries: &[Entry], id: u32) -> Option<usize> {
+    entries
+        .iter()
+        .position(|entry| entry.ours && entry.program.as_ref().is_some_and(|program| program.id == id))
+}
+
 #[cfg(test)]
 mod tests;

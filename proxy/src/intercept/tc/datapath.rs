@@ -2,18 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use aya::programs::tc::TcAttachType;
-use aya::programs::{ProgramInfo, SchedClassifier};
+use aya::programs::SchedClassifier;
 use nix::libc;
 
 use super::attach::{Attached, attach, detach, lead_tcx, pinned_interfaces, program_id, view};
-use super::chain::{Entry, INGRESS, Place, classic, tcx_supported};
+use super::chain::{Entry, Place, on_tcx, own, tcx_supported};
 use super::filter::{has_qdisc, is_own_filter, prepend};
+
 use super::links::{Link, links};
 use super::netlink::Netlink;
+use super::removal::remove;
 use super::routes;
 use super::shadow::{LIMIT, Permission, Sight, shadowed};
 use super::state::{
@@ -130,25 +131,68 @@ impl Tc {
 
         for (link, wanted) in here() {
             let row = rows.get(&link.index).copied();
-            let mut port = self
-                .ports
-                .remove(&link.index)
-                .unwrap_or_else(|| Port::new(&link.name));
-            port.name.clone_from(&link.name);
-            port.seen = row.unwrap_or_default().seen;
-            match self.interface(&mut port, program, table, link, wanted, row, now, &mut changes) {
-                Ok(()) => {}
-                // It vanished between the list and now; the next look removes what is left.
-                Err(error) if error.errno() == Some(libc::ENODEV) => {}
-                Err(error) => {
-                    port.attached = None;
-                    changes.failed.push(error.to_string());
-                    port.set(InterfaceState::Failed, error.to_string());
-                }
-            }
-            self.ports.insert(link.index, port);
+            self.look(program, table, link, wanted, row, now, &mut changes);
         }
         Ok(changes)
+    }
+
+    /// The part of [`Tc::sync`] that is about interfaces of which [`Tc::restless`] speaks: the others, rules and routes stay as
+    /// they are.
+    ///
+    /// # Errors
+    /// Interfaces cannot be read.
+    pub fn sync_restless(
+        &mut self,
+        program: &mut SchedClassifier,
+        table: &mut dyn InterfaceTable,
+        wanted: &BTreeMap<u32, Wanted>,
+        now: Instant,
+    ) -> Result<Changes, InterceptError> {
+        let mut changes = Changes::default();
+        let present = links(&mut self.netlink)?;
+        let rows: BTreeMap<u32, Row> = table.entries().into_iter().collect();
+        for link in &present {
+            let stirs = self.ports.get(&link.index).is_some_and(|port| port.stirs(now));
+            if let Some(wanted) = wanted.get(&link.index).filter(|_| stirs) {
+                let row = rows.get(&link.index).copied();
+                self.look(program, table, link, wanted, row, now, &mut changes);
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Looks at one interface. What fails there is in [`Changes::failed`] and in its status.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one step of `sync`, borrowed apart"
+    )]
+    fn look(
+        &mut self,
+        program: &mut SchedClassifier,
+        table: &mut dyn InterfaceTable,
+        link: &Link,
+        wanted: &Wanted,
+        row: Option<Row>,
+        now: Instant,
+        changes: &mut Changes,
+    ) {
+        let mut port = self
+            .ports
+            .remove(&link.index)
+            .unwrap_or_else(|| Port::new(&link.name));
+        port.name.clone_from(&link.name);
+        port.seen = row.unwrap_or_default().seen;
+        match self.interface(&mut port, program, table, link, wanted, row, now, changes) {
+            Ok(()) => {}
+            // It vanished between the list and now; the next look removes what is left.
+            Err(error) if error.errno() == Some(libc::ENODEV) => {}
+            Err(error) => {
+                port.attached = None;
+                changes.failed.push(error.to_string());
+                port.set(InterfaceState::Failed, error.to_string());
+            }
+        }
+        self.ports.insert(link.index, port);
     }
 
     /// Every interface, by index.
@@ -176,16 +220,11 @@ impl Tc {
         self.trouble = trouble;
     }
 
-    /// True when [`Tc::sync`] is due although no notification came: somebody came, went or moved on TCX, which notifies
+    /// True when [`Tc::sync_restless`] is due although no notification came: somebody came, went or moved on TCX, which notifies
     /// nobody, or a short time ago something moved. Costs one bpf call for each interface and two for each program on its TCX
     /// (aya 0.14 opens and describes every one), up to the first interface that changed.
     pub fn restless(&self, now: Instant) -> bool {
-        self.ports.values().any(|port| {
-            port.restless.is_some_and(|until| now < until)
-                // An interface that cannot be asked is gone: of that there is a notification.
-                || SchedClassifier::query_tcx(&port.name, TcAttachType::Ingress)
-                    .is_ok_and(|(_, programs)| programs.iter().map(ProgramInfo::id).ne(port.tcx.iter().copied()))
-        })
+        self.ports.values().any(|port| port.stirs(now))
     }
 
     /// Takes everything away: classifiers, qdiscs that we made, rules, routes, entries of the table.
@@ -400,55 +439,4 @@ impl Tc {
             ClassifierAttach::Auto => !tcx_supported(&link.name)?,
         })
     }
-}
-
-/// Takes away everything that is ours in the calling thread's network namespace, without a program: TCX links by their
-/// pins, classic filters by handle and name, rules and routes by protocol. `own_qdiscs` are the interfaces whose clsact
-/// qdisc the table says we made.
-///
-/// # Errors
-/// The first thing that could not be removed; the rest is removed all the same.
-pub fn uninstall(pins: &Path, own_qdiscs: &BTreeSet<u32>) -> Result<Removed, InterceptError> {
-    remove(&mut Netlink::open()?, pins, own_qdiscs)
-}
-
-fn remove(netlink: &mut Netlink, pins: &Path, own_qdiscs: &BTreeSet<u32>) -> Result<Removed, InterceptError> {
-    let mut removed = Removed::default();
-    let mut indexes: BTreeSet<u32> = pinned_interfaces(pins)?.into_iter().collect();
-    for link in links(netlink)? {
-        if own_qdiscs.contains(&link.index)
-            || classic(netlink, link.index, INGRESS, &|_, _| false)?
-                .iter()
-                .any(is_own_filter)
-        {
-            indexes.insert(link.index);
-        }
-    }
-    let mut failure = None;
-    for index in indexes {
-        match detach(netlink, index, pins, own_qdiscs.contains(&index)) {
-            Ok(detached) => removed.count(detached),
-            Err(error) => failure = failure.or(Some(error)),
-        }
-    }
-    match routes::remove_all(netlink) {
-        Ok(count) => removed.routes = count,
-        Err(error) => failure = failure.or(Some(error)),
-    }
-    failure.map_or(Ok(removed), Err)
-}
-
-/// Programs on TCX, in order.
-fn on_tcx(entries: &[Entry]) -> Vec<u32> {
-    let on_tcx = entries.iter().filter(|entry| entry.place == Place::Tcx);
-    on_tcx
-        .filter_map(|entry| entry.program.as_ref().map(|program| program.id))
-        .collect()
-}
-
-/// Where the loaded program of ours stands.
-fn own(entries: &[Entry], id: u32) -> Option<usize> {
-    entries
-        .iter()
-        .position(|entry| entry.ours && entry.program.as_ref().is_some_and(|program| program.id == id))
 }

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use aya::programs::tc::TcAttachType;
+use aya::programs::{ProgramInfo, SchedClassifier};
 use serde::{Deserialize, Serialize};
 
 use super::attach::{Attached, Detached};
@@ -171,6 +173,14 @@ impl Port {
             front: Vec::new(),
             restless: None,
         }
+    }
+
+    /// Somebody came, went or moved on its TCX, or a short time ago something moved.
+    pub(super) fn stirs(&self, now: Instant) -> bool {
+        self.restless.is_some_and(|until| now < until)
+            // An interface that cannot be asked is gone: of that there is a notification.
+            || SchedClassifier::query_tcx(&self.name, TcAttachType::Ingress)
+                .is_ok_and(|(_, programs)| programs.iter().map(ProgramInfo::id).ne(self.tcx.iter().copied()))
     }
 
     /// A new state; said once, not at every look.

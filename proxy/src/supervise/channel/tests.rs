@@ -4,6 +4,8 @@ use std::io::{Read, Seek, Write};
 use std::time::Duration;
 
 use super::*;
+use crate::relay::network::{NetworkId, Taken};
+use crate::supervise::protocol::{Passed, Purpose, ToWorker};
 
 /// Files that hold their number.
 fn files(numbers: std::ops::Range<usize>) -> Vec<OwnedFd> {
@@ -170,6 +172,29 @@ async fn an_endless_message_is_refused_on_both_sides() {
     );
     drop((tx, rx));
     writer.join().unwrap();
+}
+
+/// Every network that the kernel's tables have room for, in both families, on as many data threads as there may be, and
+/// room for the rest of a set-up.
+#[test]
+fn the_largest_set_of_listeners_fits() {
+    let passed: Vec<Passed> = (1..proxy_ebpf::MAX_NETWORKS)
+        .flat_map(|number| (0..2 * 64).map(move |at| (number, at)))
+        .map(|(number, at)| Passed {
+            purpose: Purpose::Intercept {
+                network: NetworkId(u32::MAX - number),
+                datapath: Taken::Cgroup,
+            },
+            thread: at % 64,
+        })
+        .collect();
+    assert!(passed.len() < MAX_DESCRIPTORS);
+    let frame = Frame::new(&ToWorker::AddListeners(passed), Vec::new()).unwrap();
+    assert!(
+        frame.line.len() < MAX_MESSAGE / 3 * 2,
+        "{} bytes",
+        frame.line.len()
+    );
 }
 
 #[tokio::test]

@@ -153,6 +153,7 @@ impl Master {
         )?;
         tracing::debug!(pid = worker.pid, "worker started");
         self.workers.push(worker);
+        self.told = None;
         Ok(())
     }
 
