@@ -64,9 +64,9 @@ impl Catalog {
     ///
     /// A name alone does not say that it may be terminated: [`Product::protocol`] does.
     pub fn lookup(&self, name: &str) -> Option<Product> {
-        let name = normalise(name);
+        let name = name::normalised(name);
         let [_, browser] = &self.domains;
-        if name == *browser {
+        if *name == **browser {
             return Some(Product::OtherIntake);
         }
         let prefix = name.strip_suffix(&self.suffix)?;

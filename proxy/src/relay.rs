@@ -4,7 +4,7 @@
 //! the client meant to go (`origin`); `intercepted::run` what it speaks (`classify`) and what that means (`decide`, which
 //! does no I/O); then `http::serve` terminates, `passthrough::run` lets an Agent's own TLS through under the policy,
 //! `tunnel::run` leaves alone, or the connection is refused. A terminated request goes
-//! through `upstream::send` (target, resolve, pool, connect, retry). Whatever happens, [`outcome`] gets exactly one record.
+//! through `upstream` (destination, resolve, pool, connect, retry). Whatever happens, [`outcome`] gets exactly one record.
 //!
 //! Everything here runs on one thread: a `current_thread` runtime inside a `LocalSet`. A connection, its upstream
 //! connections and their state stay on that thread (`Rc`, no locks); only [`Shared`] is seen by several threads.
@@ -26,6 +26,8 @@ use crate::tls::{self, Negotiated};
 mod accept;
 mod buffers;
 mod classify;
+#[cfg(feature = "counts")]
+pub(crate) mod counts;
 mod decide;
 mod http;
 mod intercepted;
@@ -38,7 +40,7 @@ mod tunnel;
 pub mod upstream;
 
 use network::{NetworkId, Sockets, Taken};
-pub use origin::{kernel_original_dst, kernel_peer, kernel_peer_process};
+pub use origin::{kernel_original_dst, kernel_peer, kernel_peer_process, noted_original_dst};
 use outcome::{ClientTls, ConnectionRecord, Process, RequestRecord, Said, TlsClient, Via};
 use upstream::connect::Handshake;
 use upstream::outbound::Outbound;
@@ -78,6 +80,11 @@ impl Role {
         }
     }
 
+    /// Its sockets have the address that the client meant, not the listener's.
+    fn is_transparent(self) -> bool {
+        matches!(self, Self::Intercept { taken: Taken::Tc, .. })
+    }
+
     /// The namespace that the listener itself is in: what `tc` takes in a pod is brought to the host.
     fn home(self) -> NetworkId {
         match self {
@@ -109,8 +116,9 @@ pub enum Change {
     Remove(NetworkId),
 }
 
-/// Finds the original destination of a connection that the cgroup programs brought; [`kernel_original_dst`] outside tests.
-pub type OriginLookup = Arc<dyn Fn(&TcpStream) -> std::io::Result<SocketAddr> + Send + Sync>;
+/// Finds the original destination of a connection that the cgroup programs brought, from its socket and that socket's own
+/// address; [`kernel_original_dst`] outside tests.
+pub type OriginLookup = Arc<dyn Fn(&TcpStream, SocketAddr) -> std::io::Result<SocketAddr> + Send + Sync>;
 
 /// Finds the process that an intercepted connection came from; [`kernel_peer`] outside tests.
 pub type PeerLookup = Arc<dyn Fn(&TcpStream) -> Option<Process> + Send + Sync>;
@@ -311,7 +319,7 @@ impl<H: Handshake> Serving<H> {
         if network.is_host() {
             return;
         }
-        // Other threads hear it too; it concerns the one that has the listeners.
+        // Every thread hears it, also one that has none of its listeners.
         if let Some(stop) = self.stop.remove(&network) {
             stop.send_replace(true);
             self.thread.leave(network);

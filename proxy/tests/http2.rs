@@ -28,10 +28,14 @@ mod heads;
 mod heavy;
 #[path = "http2/http1.rs"]
 mod http1;
+#[path = "relay/hyper_intake.rs"]
+mod hyper_intake;
 #[path = "http2/intake.rs"]
 mod intake;
 #[path = "http2/limits.rs"]
 mod limits;
+#[path = "authority/local.rs"]
+mod local;
 #[path = "http2/semantics.rs"]
 mod semantics;
 #[path = "http2/streams.rs"]

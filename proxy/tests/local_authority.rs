@@ -12,12 +12,10 @@
 
 use std::sync::Arc;
 
-use agent_fips_proxy::catalog::Catalog;
 use agent_fips_proxy::config::TlsPolicy;
 use agent_fips_proxy::tls::Negotiated;
-use agent_fips_proxy::tls::ca::store::Wanted;
-use agent_fips_proxy::tls::ca::{self, Authorities, OpenAuthority, Role, Store};
-use agent_fips_proxy::tls::server::{AcceptError, REASONS, Server, ServerStream, alert};
+use agent_fips_proxy::tls::ca::{self, Authorities, OpenAuthority, Role};
+use agent_fips_proxy::tls::server::{AcceptError, REASONS, ServerStream, alert};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, CidrSubnet, DnType, GeneralSubtree, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384,
@@ -29,11 +27,13 @@ use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{ALL_CIPHER_SUITES, ALL_KX_GROUPS, cipher_suite, default_provider, kx_group};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use tempfile::TempDir;
+use rustls_pki_types::{ServerName, UnixTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio_rustls::TlsConnector;
+
+#[path = "authority/local.rs"]
+mod local;
+use local::{Local as World, catalog};
 
 const NAME: &str = "trace.agent.ddog-gov.com";
 const BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
@@ -45,18 +45,8 @@ type Versions = &'static [&'static SupportedProtocolVersion];
 const ONLY13: Versions = &[&TLS13];
 const ONLY12: Versions = &[&TLS12];
 
-struct World {
-    folder: TempDir,
-    store: Store,
-    server: Server,
-}
-
 fn domains() -> Vec<String> {
     catalog().domains()
-}
-
-fn catalog() -> Catalog {
-    Catalog::new(&"ddog-gov.com".parse().unwrap())
 }
 
 fn world() -> World {
@@ -64,41 +54,10 @@ fn world() -> World {
 }
 
 fn world_with(policy: TlsPolicy) -> World {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Store::new(folder.path());
-    store
-        .init(
-            &Wanted {
-                host: "test",
-                domains: &domains(),
-                days: 365,
-                now: ca::now(),
-            },
-            false,
-        )
-        .unwrap();
-    let (authorities, problem) = Authorities::load(&store.open().unwrap(), &domains(), ca::now()).unwrap();
-    assert!(problem.is_none());
-    let accepts = Arc::new(|name: &str| catalog().lookup(name).is_some());
-    let server = Server::new(policy, authorities, accepts).unwrap();
-    World {
-        folder,
-        store,
-        server,
-    }
+    World::new(policy)
 }
 
 impl World {
-    fn roots(&self) -> RootCertStore {
-        let mut roots = RootCertStore::empty();
-        for one in self.store.published().unwrap() {
-            roots
-                .add(CertificateDer::from_pem_slice(one.pem.as_bytes()).unwrap())
-                .unwrap();
-        }
-        roots
-    }
-
     /// A client that trusts the authority, or only somebody else.
     fn client(
         &self,
@@ -449,9 +408,8 @@ async fn an_authority_of_the_operators_own_is_served_with_its_chain() {
         std::fs::set_permissions(&key_file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         let open = OpenAuthority::supplied(&certificate_file, &key_file).unwrap();
         let (authorities, _) = Authorities::load(&[open], &domains(), ca::now()).unwrap();
-        let accepts = Arc::new(|name: &str| catalog().lookup(name).is_some());
         let own = World {
-            server: Server::new(TlsPolicy::Fips, authorities, accepts).unwrap(),
+            server: local::server(TlsPolicy::Fips, authorities),
             ..world()
         };
         let mut roots = RootCertStore::empty();
@@ -527,7 +485,7 @@ fn a_server_may_be_used_from_several_threads() {
 fn a_stolen_key_is_worth_nothing_elsewhere() {
     let world = world();
     let one = world.store.published().unwrap().remove(0);
-    let key = std::fs::read_to_string(world.folder.path().join(format!("{}.key", one.facts.id()))).unwrap();
+    let key = std::fs::read_to_string(world.store.dir().join(format!("{}.key", one.facts.id()))).unwrap();
     let issuer = Issuer::from_ca_cert_pem(&one.pem, KeyPair::from_pem(&key).unwrap()).unwrap();
     let verifier =
         WebPkiServerVerifier::builder_with_provider(Arc::new(world.roots()), Arc::new(default_provider()))

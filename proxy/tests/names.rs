@@ -26,6 +26,8 @@ mod frames;
 mod harness;
 #[path = "names/hello.rs"]
 mod hello;
+#[path = "authority/local.rs"]
+mod local;
 #[path = "names/page.rs"]
 mod page;
 #[path = "names/passthrough.rs"]

@@ -11,6 +11,8 @@
 mod corpus;
 #[path = "relay/harness.rs"]
 mod harness;
+#[path = "relay/hyper_intake.rs"]
+mod hyper_intake;
 #[path = "relay/intakes.rs"]
 mod intakes;
 #[path = "relay/intercept.rs"]

@@ -44,7 +44,7 @@ pub struct Upstream {
     pub proxy: OutboundProxy,
     /// TCP and TLS set-up of one address; with an outbound proxy also the making of the tunnel.
     pub connect_timeout: Duration,
-    /// From the request's last byte (or the last progress of its body) to the response head.
+    /// From when the intake has the request's last byte (or takes no more of its body) to the response head.
     pub response_timeout: Duration,
     /// How long an unused connection to the intake is kept.
     pub pool_idle_timeout: Duration,

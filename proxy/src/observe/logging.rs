@@ -14,6 +14,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt, reload};
 
+use super::redact;
 use crate::config::{Log, LogFormat};
 use outlet::{Kind, Outlet, Stderr};
 
@@ -21,6 +22,8 @@ pub use outlet::Lost;
 
 mod clock;
 mod outlet;
+#[cfg(feature = "counts")]
+pub(crate) use outlet::counts;
 
 /// The target of the access log: one line per request.
 pub const ACCESS: &str = "access";
@@ -104,10 +107,13 @@ fn told_of_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let backtrace = std::backtrace::Backtrace::capture();
     let backtrace = (backtrace.status() == std::backtrace::BacktraceStatus::Captured).then_some(backtrace);
+    // A library's message may quote what it was given.
+    let message = panic.to_string();
     tracing::error!(
         thread = thread.name().unwrap_or("-"),
         backtrace = backtrace.map(tracing::field::display),
-        "{panic}"
+        "{}",
+        redact::text(&message)
     );
     finish();
 }
@@ -229,5 +235,64 @@ mod tests {
     fn the_access_log_has_a_switch_of_its_own() {
         assert!(logged("error").contains("a request"));
         assert!(!logged("access=off,info").contains("a request"));
+    }
+
+    /// Set in the process that panics.
+    const PANICS: &str = "AFP_TEST_PANICS";
+    const KEY: &str = "0123456789abcdef0123456789abcdef";
+
+    /// Runs itself once more in a process of its own, whose log is this program's: a panic's line comes behind what was queued
+    /// before it, once, with its place, and without what must never be told.
+    #[test]
+    fn a_panic_is_one_line_of_the_log() {
+        if std::env::var_os(PANICS).is_some() {
+            start(&Log {
+                format: LogFormat::Json,
+                ..crate::config::Config::default().log
+            });
+            detach();
+            for number in 0..200 {
+                tracing::info!(number, "before");
+            }
+            let thread = std::thread::Builder::new().name("data-7".to_owned());
+            let panicking =
+                thread.spawn(|| panic!("lost: \"{KEY}\"\nand api_key=hidden, which it was given"));
+            assert!(panicking.unwrap().join().is_err());
+            finish();
+            return;
+        }
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture", "--test-threads=1"])
+            .arg(
+                concat!(module_path!(), "::a_panic_is_one_line_of_the_log")
+                    .split_once("::")
+                    .unwrap()
+                    .1,
+            )
+            .env(PANICS, "1")
+            .env_remove("RUST_BACKTRACE")
+            .env_remove("RUST_LIB_BACKTRACE")
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{text}");
+        assert!(!text.contains(KEY) && !text.contains("hidden"), "{text}");
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+            .collect();
+        assert_eq!(lines.len(), 201, "{text}");
+        for (number, line) in lines[..200].iter().enumerate() {
+            assert_eq!(line["fields"]["number"], number, "in order: {line}");
+        }
+        let told = &lines[200];
+        assert_eq!(told["level"], "ERROR");
+        assert_eq!(told["fields"]["thread"], "data-7");
+        assert!(told["fields"].get("backtrace").is_none(), "{told}");
+        let message = told["fields"]["message"].as_str().unwrap();
+        let place = format!("panicked at {}:", file!());
+        assert!(message.starts_with(&place), "{message}");
+        let said = "lost: \"[redacted]\"\nand api_key=[redacted], which it was given";
+        assert!(message.ends_with(said), "{message}");
     }
 }

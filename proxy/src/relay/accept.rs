@@ -1,8 +1,9 @@
 //! Accepts connections, and takes each to its end with one record.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,14 +18,15 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::buffers::Buffers;
 use super::classify::Class;
+use super::http::window::Window;
 use super::http::{self, ClientIo, MAX_BUFFER, Session, answer};
 use super::intercepted;
 use super::network::{self, NetworkId};
 use super::origin::{self, ClientAddr, Origin, canonical};
 use super::outcome::{ConnectionRecord, Outcome, Said, Via};
 use super::upstream::connect::Handshake;
+use super::upstream::destination::Destinations;
 use super::upstream::pool::Pool;
-use super::upstream::target::Targets;
 use super::{Listener, Recorder, Role, Shared, Slot, drained};
 
 /// After an accept error that does not go away by itself (EMFILE, ENOMEM).
@@ -39,9 +41,10 @@ const REJECT_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct Thread<H> {
     pub(super) shared: Arc<Shared<H>>,
     pub(super) pool: Rc<Pool>,
-    pub(super) targets: Targets,
+    pub(super) destinations: Destinations,
     pub(super) buffers: Rc<Buffers>,
-    own: RefCell<Vec<Own>>,
+    /// By port: a destination's port is hardly ever a listener's.
+    own: RefCell<BTreeMap<u16, Vec<Own>>>,
 }
 
 /// One listener of this thread.
@@ -50,7 +53,7 @@ struct Own {
     network: NetworkId,
     /// The namespace that its address is in.
     home: NetworkId,
-    address: SocketAddr,
+    ip: IpAddr,
 }
 
 impl<H> Thread<H> {
@@ -62,7 +65,7 @@ impl<H> Thread<H> {
         Self {
             shared,
             pool,
-            targets: Targets::default(),
+            destinations: Destinations::default(),
             buffers,
             own: RefCell::default(),
         }
@@ -72,33 +75,44 @@ impl<H> Thread<H> {
     pub(super) fn enter(&self, role: Role, address: Option<SocketAddr>) {
         let network = role.network();
         self.pool.enter(network);
-        self.own.borrow_mut().extend(address.map(|address| Own {
-            network,
-            home: role.home(),
-            address: canonical(address),
-        }));
+        if let Some(address) = address.map(canonical) {
+            let mut own = self.own.borrow_mut();
+            own.entry(address.port()).or_default().push(Own {
+                network,
+                home: role.home(),
+                ip: address.ip(),
+            });
+        }
     }
 
     /// A network is gone, and with it its listeners and idle connections.
     pub(super) fn leave(&self, network: NetworkId) {
-        self.own.borrow_mut().retain(|own| own.network != network);
+        self.own.borrow_mut().retain(|_, own| {
+            own.retain(|own| own.network != network);
+            !own.is_empty()
+        });
+        self.destinations.leave(network);
         self.pool.leave(network);
     }
 
     /// True for an address that one of our listeners answers: dialling it for a client of `network` would be a loop. A
     /// loopback address means another place in each namespace; any other one of the host's is reached from everywhere.
     pub(super) fn is_own(&self, network: NetworkId, address: SocketAddr) -> bool {
-        let from = network::dialled_from(&self.shared, network);
         let address = canonical(address);
-        self.own.borrow().iter().any(|own| {
-            let (ip, port) = (own.address.ip(), own.address.port());
+        let own = self.own.borrow();
+        let Some(own) = own.get(&address.port()) else {
+            return false;
+        };
+        let from = network::dialled_from(&self.shared, network);
+        let asked = address.ip();
+        own.iter().any(|own| {
             let same_place = own.home == from;
-            port == address.port()
-                && ((ip == address.ip() && (same_place || !(ip.is_loopback() || ip.is_unspecified())))
-                    || (same_place
-                        && ((ip.is_unspecified()
-                            && (address.ip().is_loopback() || address.ip().is_unspecified()))
-                            || (address.ip().is_unspecified() && ip.is_loopback()))))
+            let same_ip =
+                own.ip == asked && (same_place || !(own.ip.is_loopback() || own.ip.is_unspecified()));
+            let here = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+            let met =
+                (own.ip.is_unspecified() && here(asked)) || (asked.is_unspecified() && own.ip.is_loopback());
+            same_ip || (same_place && met)
         })
     }
 }
@@ -227,44 +241,44 @@ async fn connection<H: Handshake>(thread: Rc<Thread<H>>, incoming: Incoming, dra
     match origin {
         Origin::Explicit { .. } => {
             accepted.recording.record.class = Some(Class::Http1.name());
-            let session = Session::clear(stream, Vec::new());
+            let window = Window::new(Rc::clone(&accepted.thread.buffers));
+            let session = Session::clear(stream, window.into());
             Box::pin(accepted.terminate(origin, session)).await;
         }
-        Origin::Intercepted(original) => Box::pin(intercepted::run(accepted, original, stream)).await,
+        Origin::Intercepted(original) => Box::pin(intercepted::run(&mut accepted, original, stream)).await,
     }
 }
 
 impl<H: Handshake> Accepted<H> {
     /// Serves HTTP on it to its end.
-    pub(super) async fn terminate<IO: ClientIo>(self, origin: Origin, session: Session<IO>) {
+    pub(super) async fn terminate<IO: ClientIo>(&mut self, origin: Origin, session: Session<IO>) {
         let Self {
             thread,
             role,
             client,
             drain,
-            mut recording,
+            recording,
         } = self;
         recording.record.decision = "terminate";
         let asking = session.asking().cloned();
-        let recorder = Arc::clone(&thread.shared.recorder);
-        let (prompt, draining) = (thread.shared.config.limits.header_timeout, drain.clone());
-        let ended = http::serve(thread, role, client, origin, session, drain).await;
+        let ended = http::serve(Rc::clone(thread), *role, *client, origin, session, drain.clone()).await;
         recording.record.requests = ended.requests;
         if ended.violation.is_some() && ended.requests == 0 {
             recording.record.decision = "refuse";
         }
         if let Some(asking) = asking.filter(|_| ended.requests == 0 && ended.violation.is_none()) {
+            let prompt = thread.shared.config.limits.header_timeout;
             let left = matches!(ended.outcome, Outcome::Ok | Outcome::ClientAborted);
             let said = match ended.distrust {
                 Some(alert) => Some(Said::Alert(alert.to_owned())),
                 // Who stayed for long enough to ask for something was idle, and not shocked; when we drain it is our doing.
-                None if left && recording.started.elapsed() < prompt && !*draining.borrow() => {
+                None if left && recording.started.elapsed() < prompt && !*drain.borrow() => {
                     Some(Said::Nothing)
                 }
                 None => None,
             };
             if let Some(said) = said {
-                recorder.client_distrusts(&asking, &said);
+                thread.shared.recorder.client_distrusts(&asking, &said);
             }
         }
         let outcome = match ended.distrust {

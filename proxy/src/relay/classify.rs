@@ -5,13 +5,16 @@
 //! request must become one within `limits.header_timeout`, because passing it on could put an API key on the wire in
 //! the clear. What begins like TLS is read until its ClientHello is whole: the name in it decides.
 
+use std::future::poll_fn;
 use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt};
+use memchr::memchr;
+use tokio::io::AsyncRead;
 use tokio::time::{Instant, timeout_at};
 
 use super::http::head;
+use super::http::window::{Filled, Window};
 use crate::tls::observe::{ClientHello, HelloReader, Malformed};
 
 /// A client that has said nothing for this long may be waiting for the server to speak first.
@@ -50,95 +53,126 @@ impl Class {
     }
 }
 
-/// The first bytes, and what they mean.
+/// What a connection's first bytes mean. In the window is then, for [`Class::Http1`], at least the whole head, unless it is
+/// malformed or too long; for [`Class::Tls`] at least the whole hello, unless it is malformed.
 #[derive(Debug)]
 pub(super) struct First {
     /// What the client speaks.
     pub(super) class: Class,
-    /// Everything read so far. For [`Class::Http1`] at least the whole head, unless it is malformed or too long; for
-    /// [`Class::Tls`] at least the whole hello, unless it is malformed.
-    pub(super) bytes: Vec<u8>,
+    /// Length of the whole head, for [`Class::Http1`] when there is one.
+    pub(super) head: Option<usize>,
     /// For [`Class::Tls`].
     pub(super) hello: Option<Result<ClientHello, Malformed>>,
 }
 
-impl First {
-    fn new(class: Class, bytes: Vec<u8>) -> Self {
+impl From<Class> for First {
+    fn from(class: Class) -> Self {
         Self {
             class,
-            bytes,
+            head: None,
             hello: None,
         }
     }
 }
 
-/// Reads on behind `bytes`, the client's first, until the class is clear; for HTTP/1 and TLS until the head or the hello is
-/// complete or cannot become good.
+/// Reads on behind what is in `window`, until the class is clear; for HTTP/1 and TLS until the head or the hello is complete
+/// or cannot become good.
 ///
 /// # Errors
 /// `UnexpectedEof` when the client leaves before the class is clear, `TimedOut` when what began like HTTP/1 or TLS is not
 /// complete after `header_timeout`, and what the socket says.
 pub(super) async fn read(
     stream: &mut (impl AsyncRead + Unpin),
-    mut bytes: Vec<u8>,
+    window: &mut Window,
     max_head: usize,
     header_timeout: Duration,
 ) -> io::Result<First> {
     let mut deadline: Option<Instant> = None;
-    let mut searched = 0;
-    let mut hello = HelloReader::default();
-    // What came already is looked at before anything is waited for.
-    let mut came = bytes.len();
+    let mut reader = Reader::default();
     loop {
-        let before = bytes.len();
-        let read = stream.read_buf(&mut bytes);
-        let read = match deadline {
-            _ if came > 0 => std::mem::take(&mut came),
-            None => read.await?,
-            Some(deadline) => timeout_at(deadline, read).await.map_err(|_| {
-                let what = match guess(&bytes[..before]) {
-                    Some(Class::Tls) => "the ClientHello is incomplete",
-                    _ => "the first request head is incomplete",
-                };
-                io::Error::new(io::ErrorKind::TimedOut, what)
-            })??,
-        };
-        deadline.get_or_insert_with(|| Instant::now() + header_timeout);
-        if read == 0 {
-            return match guess(&bytes) {
-                // The beginning of something, and the end: whoever it was meant for may know it.
-                None if !bytes.is_empty() && !looks_http1(&bytes) => Ok(First::new(Class::Opaque, bytes)),
-                Some(class) if !matches!(class, Class::Http1 | Class::Tls) => Ok(First::new(class, bytes)),
-                _ => Err(io::ErrorKind::UnexpectedEof.into()),
-            };
-        }
-        match guess(&bytes) {
-            None => {}
-            Some(Class::Http1) => match head::find_end(&bytes, searched) {
-                Ok(None) if bytes.len() <= max_head => searched = bytes.len(),
-                _ => return Ok(First::new(Class::Http1, bytes)),
-            },
-            Some(Class::Tls) => {
-                let fed = std::mem::replace(&mut searched, bytes.len());
-                if let Some(result) = hello.feed(&bytes[fed..]).transpose() {
-                    return Ok(First {
-                        hello: Some(result),
-                        ..First::new(Class::Tls, bytes)
-                    });
-                }
-                // The reader has a limit of its own.
-                continue;
+        // What came already is looked at before anything is waited for.
+        let bytes = window.raw();
+        if !bytes.is_empty() {
+            if let Some(first) = reader.read(bytes) {
+                return Ok(first);
             }
-            Some(class) => return Ok(First::new(class, bytes)),
+            let too_long = bytes.len() > max_head && !reader.is_tls;
+            if too_long || !window.has_room() {
+                let http1 = looks_http1(bytes);
+                return Ok(if http1 { Class::Http1 } else { Class::Opaque }.into());
+            }
+            deadline.get_or_insert_with(|| Instant::now() + header_timeout);
         }
-        if bytes.len() > max_head {
-            let class = if looks_http1(&bytes) {
-                Class::Http1
-            } else {
-                Class::Opaque
-            };
-            return Ok(First::new(class, bytes));
+        let fill = poll_fn(|cx| window.poll_fill(stream, cx));
+        let filled = match deadline {
+            None => fill.await?,
+            Some(deadline) => match timeout_at(deadline, fill).await {
+                Ok(filled) => filled?,
+                Err(_) => return Err(reader.late()),
+            },
+        };
+        if filled == Filled::End {
+            return ended(window.raw());
         }
+    }
+}
+
+/// The client has ended its side behind `bytes`, which say too little.
+fn ended(bytes: &[u8]) -> io::Result<First> {
+    match guess(bytes) {
+        // The beginning of something, and the end: whoever it was meant for may know it.
+        None if !bytes.is_empty() && !looks_http1(bytes) => Ok(Class::Opaque.into()),
+        Some(class) if !matches!(class, Class::Http1 | Class::Tls) => Ok(class.into()),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Looks at bytes that become more.
+#[derive(Default)]
+struct Reader {
+    /// Bytes that need not be looked at again.
+    seen: usize,
+    hello: HelloReader,
+    /// The reader of hellos has a limit of its own.
+    is_tls: bool,
+}
+
+impl Reader {
+    /// `bytes` are all that came so far. `None` when more are needed.
+    fn read(&mut self, bytes: &[u8]) -> Option<First> {
+        match guess(bytes)? {
+            Class::Http1 => match head::find_end(bytes, self.seen) {
+                Ok(None) => {
+                    self.seen = bytes.len();
+                    None
+                }
+                found => Some(First {
+                    class: Class::Http1,
+                    // Malformed ones are refused by whoever reads on.
+                    head: found.ok().flatten(),
+                    hello: None,
+                }),
+            },
+            Class::Tls => {
+                self.is_tls = true;
+                let fed = std::mem::replace(&mut self.seen, bytes.len());
+                let hello = self.hello.feed(&bytes[fed..]).transpose()?;
+                Some(First {
+                    class: Class::Tls,
+                    head: None,
+                    hello: Some(hello),
+                })
+            }
+            class => Some(class.into()),
+        }
+    }
+
+    fn late(&self) -> io::Error {
+        let what = match self.is_tls {
+            true => "the ClientHello is incomplete",
+            false => "the first request head is incomplete",
+        };
+        io::Error::new(io::ErrorKind::TimedOut, what)
     }
 }
 
@@ -176,8 +210,12 @@ fn guess(bytes: &[u8]) -> Option<Class> {
         Some(_) => return Some(Class::Opaque),
     }
     // `EHLO example.org` is a token and a space too: the version in the line tells.
-    let line_end = bytes.iter().position(|&b| b == b'\n')?;
-    let mut words = bytes[..line_end].split(|&b| is_space(b)).skip(1);
+    let line = &bytes[..memchr(b'\n', bytes)?];
+    // As nearly everybody writes it.
+    if line.ends_with(b" HTTP/1.1\r") {
+        return Some(Class::Http1);
+    }
+    let mut words = line.split(|&b| is_space(b)).skip(1);
     let is_version = |word: &[u8]| {
         word.get(..5)
             .is_some_and(|name| name.eq_ignore_ascii_case(b"HTTP/"))
@@ -207,8 +245,16 @@ fn looks_http1(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::rc::Rc;
+
     use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::relay::buffers::Buffers;
+
+    fn empty() -> Window {
+        Window::new(Rc::new(Buffers::new(4096)))
+    }
 
     #[test]
     fn first_bytes_tell() {
@@ -251,11 +297,12 @@ mod tests {
             }
             client
         });
-        let first = read(&mut server, Vec::new(), 1024, Duration::from_secs(10))
+        let mut window = empty();
+        let first = read(&mut server, &mut window, 1024, Duration::from_secs(10))
             .await
             .unwrap();
         assert_eq!(first.class, Class::Http1);
-        assert!(head.starts_with(&first.bytes) && first.bytes.len() >= head.len() - 4);
+        assert!(head.starts_with(window.raw()) && window.raw().len() >= head.len() - 4);
         drop(writer.await.unwrap());
     }
 
@@ -263,7 +310,7 @@ mod tests {
     async fn a_slow_http_head_is_not_passed_on() {
         let (mut client, mut server) = tokio::io::duplex(64);
         client.write_all(b"POST /api/v1/validate?api_key=").await.unwrap();
-        let error = read(&mut server, Vec::new(), 1024, Duration::from_secs(10))
+        let error = read(&mut server, &mut empty(), 1024, Duration::from_secs(10))
             .await
             .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);

@@ -280,7 +280,10 @@ impl Authority {
     }
 
     fn name(text: &str) -> Option<Host> {
-        if let Ok(ip) = text.parse::<IpAddr>() {
+        // An IPv6 address has its brackets, or a colon, and is not here.
+        if text.ends_with(|last: char| last.is_ascii_digit())
+            && let Ok(ip) = text.parse::<IpAddr>()
+        {
             return Some(Host::Ip(ip));
         }
         let name = normalise(text);

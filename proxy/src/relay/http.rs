@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -14,6 +16,7 @@ use super::network::NetworkId;
 use super::origin::{ClientAddr, Origin};
 use super::outcome::{Outcome, TlsClient, Via};
 use super::timer::LazyTimer;
+use super::upstream::bytes_confirmed;
 use super::upstream::connect::Handshake;
 use crate::tls::server::ServerStream;
 
@@ -21,18 +24,25 @@ pub(super) mod answer;
 mod batch;
 pub(super) mod body;
 mod chunk;
+#[cfg(feature = "counts")]
+pub(super) mod counts;
 pub(super) mod exchange;
 pub(super) mod head;
 mod head2;
 mod linger;
+pub(super) mod outline;
 pub(super) mod record;
 mod reply;
 mod rewrite;
 mod server1;
 mod server2;
-mod window;
+mod stall;
+mod violation;
+pub(super) mod window;
 
 use head::Violation;
+use outline::Checked;
+use window::Window;
 
 /// What a message is read into. 80 to 96 KiB hold a head and a 64 KiB batch in one read; more only costs memory
 /// (research: performance baseline, section 3).
@@ -43,34 +53,65 @@ pub(super) trait ClientIo: AsyncRead + AsyncWrite + Unpin + 'static {
     /// Something is to be said before the socket is closed: close_notify. Without it closing says all.
     const FAREWELL: bool;
 
-    /// Makes the coming close one that nobody takes for the end of a message that ends with its connection.
-    fn spoil(&self);
+    /// Makes every close from now on a reset, or an ordinary one again.
+    fn set_abortive(&self, abortive: bool);
+
+    /// How many bytes the client's kernel has confirmed so far. `None` when ours does not tell.
+    fn confirmed(&self) -> Option<u64>;
 }
 
 impl ClientIo for TcpStream {
     const FAREWELL: bool = false;
 
-    /// A reset: in the clear nothing else tells a cut answer from a whole one (RFC 9112 section 8).
-    fn spoil(&self) {
-        if let Err(error) = self.set_zero_linger() {
-            tracing::debug!(%error, "a cut connection will not be reset");
+    fn set_abortive(&self, abortive: bool) {
+        let socket = SockRef::from(self);
+        if let Err(error) = socket.set_linger(abortive.then_some(Duration::ZERO)) {
+            tracing::debug!(%error, abortive, "cannot say how a client's connection is to be closed");
         }
+    }
+
+    fn confirmed(&self) -> Option<u64> {
+        bytes_confirmed(self)
     }
 }
 
 impl ClientIo for ServerStream<TcpStream> {
     const FAREWELL: bool = true;
 
-    /// Without a close_notify it is cut as it is (RFC 8446 section 6.1).
-    fn spoil(&self) {}
+    /// That a session ends without close_notify says the same (RFC 8446 section 6.1), but not every client listens.
+    fn set_abortive(&self, abortive: bool) {
+        self.get_ref().0.get_ref().set_abortive(abortive);
+    }
+
+    fn confirmed(&self) -> Option<u64> {
+        bytes_confirmed(self.get_ref().0.get_ref())
+    }
+}
+
+/// What a client sent before it was known to speak HTTP, and the timer that was waited with.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) window: Window,
+    pub(super) timer: Option<LazyTimer>,
+    /// The length of the first head and what it says, when that was checked.
+    pub(super) checked: Option<Checked>,
+}
+
+impl From<Window> for Begun {
+    fn from(window: Window) -> Self {
+        Self {
+            window,
+            timer: None,
+            checked: None,
+        }
+    }
 }
 
 /// A client connection on which HTTP begins.
 #[derive(Debug)]
 pub(super) struct Session<IO> {
     io: IO,
-    /// Read from it before.
-    prefix: Vec<u8>,
+    begun: Begun,
     /// Who asked for which name when it made the TLS session; none without TLS.
     asking: Option<TlsClient>,
     /// ALPN chose HTTP/2.
@@ -79,20 +120,20 @@ pub(super) struct Session<IO> {
 
 impl<IO> Session<IO> {
     /// HTTP/1 in the clear.
-    pub(super) fn clear(io: IO, prefix: Vec<u8>) -> Self {
+    pub(super) fn clear(io: IO, begun: Begun) -> Self {
         Self {
             io,
-            prefix,
+            begun,
             asking: None,
             http2: false,
         }
     }
 
     /// HTTP within TLS.
-    pub(super) fn tls(io: IO, asking: TlsClient, http2: bool) -> Self {
+    pub(super) fn tls(io: IO, window: Window, asking: TlsClient, http2: bool) -> Self {
         Self {
             io,
-            prefix: Vec::new(),
+            begun: window.into(),
             asking: Some(asking),
             http2,
         }
@@ -136,7 +177,7 @@ pub(super) async fn serve<H: Handshake, IO: ClientIo>(
 ) -> Ended {
     let Session {
         io,
-        prefix,
+        begun,
         asking,
         http2,
     } = session;
@@ -152,7 +193,7 @@ pub(super) async fn serve<H: Handshake, IO: ClientIo>(
     if http2 {
         Box::pin(server2::serve(client, io, drain)).await
     } else {
-        Box::pin(server1::serve(client, io, prefix, drain)).await
+        Box::pin(server1::serve(client, io, begun, drain)).await
     }
 }
 

@@ -1,21 +1,26 @@
 //! An intercepted connection: who speaks first, what it speaks, what that means, and the way that follows from it.
 
+use std::future::poll_fn;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::HttpsHandling;
 use super::accept::{Accepted, reject};
 use super::classify::{self, Class, First};
 use super::decide::{self, Decision, Refusal};
-use super::http::{Session, answer, head};
+use super::http::outline::Checked;
+use super::http::window::{Filled, Window};
+use super::http::{Begun, Session, answer, head};
 use super::origin::{Origin, OriginalDst};
 use super::outcome::{ClientTls, Outcome, Said, TlsClient};
 use super::passthrough;
+use super::timer::LazyTimer;
 use super::tunnel;
 use super::upstream::connect::Handshake;
 use crate::catalog::normalise;
@@ -23,15 +28,13 @@ use crate::observe::redact;
 use crate::tls::observe::{ClientHello, Malformed};
 use crate::tls::server::{AcceptError, Alert, Server, alert};
 
-/// To its end and its record. What is waited for is boxed: this future lives as long as the connection, and carries the size of
-/// the largest of them.
+/// To its end and its record. What is rare is boxed: this future lives as long as the connection, and carries the size of
+/// the largest that is not.
 pub(super) async fn run<H: Handshake>(
-    mut accepted: Accepted<H>,
+    accepted: &mut Accepted<H>,
     original: OriginalDst,
     mut stream: TcpStream,
 ) {
-    let shared = Arc::clone(&accepted.thread.shared);
-    let limits = &shared.config.limits;
     let network = accepted.role.network();
     accepted.recording.record.original_dst = Some(original.0);
     if accepted.thread.is_own(network, original.0) {
@@ -42,13 +45,19 @@ pub(super) async fn run<H: Handshake>(
     }
     // Who speaks first? A protocol in which the server does must not wait for us.
     let mut dialled = None;
-    let mut bytes = Vec::with_capacity(1024);
-    let read = match timeout(classify::SILENCE, stream.read_buf(&mut bytes)).await {
+    let mut window = Window::new(Rc::clone(&accepted.thread.buffers));
+    let silence = Instant::now() + classify::SILENCE;
+    let mut timer = LazyTimer::new(silence);
+    let spoke = poll_fn(|cx| match window.poll_fill(&mut stream, cx) {
+        Poll::Ready(filled) => Poll::Ready(Some(filled)),
+        Poll::Pending => timer.poll(cx, silence).map(|()| None),
+    });
+    let first = match spoke.await {
         // A health check: connected, said nothing, left.
-        Ok(Ok(0)) => return accepted.recording.end(Outcome::Ok, None),
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(error),
-        Err(_) => match Box::pin(tunnel::first_word(&shared, network, &stream, original)).await {
+        Some(Ok(Filled::End)) => return accepted.recording.end(Outcome::Ok, None),
+        Some(Ok(Filled::Some)) => Ok(()),
+        Some(Err(error)) => Err(error),
+        None => match Box::pin(accepted.first_word(original, &stream)).await {
             tunnel::FirstWord::Client(server) => {
                 dialled = server;
                 Ok(())
@@ -60,14 +69,15 @@ pub(super) async fn run<H: Handshake>(
             tunnel::FirstWord::Nobody => return accepted.recording.end(Outcome::Ok, None),
         },
     };
-    let first = match read {
+    let first = match first {
         Ok(()) => {
+            let limits = &accepted.thread.shared.config.limits;
             let (max_head, timeout) = (limits.max_header_bytes, limits.header_timeout);
-            Box::pin(classify::read(&mut stream, bytes, max_head, timeout)).await
+            classify::read(&mut stream, &mut window, max_head, timeout).await
         }
         Err(error) => Err(error),
     };
-    let first = match first {
+    let First { class, head, hello } = match first {
         Ok(first) => first,
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
             return accepted
@@ -84,46 +94,70 @@ pub(super) async fn run<H: Handshake>(
                 .end(Outcome::ClientAborted, Some(error.to_string()));
         }
     };
-    accepted.recording.record.class = Some(first.class.name());
-    match first {
-        First {
-            bytes,
-            hello: Some(hello),
-            ..
-        } => Box::pin(accepted.tls(original, stream, bytes, hello, dialled)).await,
-        First { class, bytes, .. } => Box::pin(accepted.clear(original, stream, class, bytes, dialled)).await,
+    accepted.recording.record.class = Some(class.name());
+    match hello {
+        Some(hello) => Box::pin(accepted.tls(original, stream, window, hello, dialled)).await,
+        None => {
+            let begun = Begun {
+                window,
+                timer: Some(timer),
+                checked: None,
+            };
+            let spoken = Spoken { class, head };
+            accepted.clear(original, stream, spoken, begun, dialled).await;
+        }
     }
 }
 
 impl<H: Handshake> Accepted<H> {
+    /// See [`tunnel::first_word`].
+    async fn first_word(&self, original: OriginalDst, client: &TcpStream) -> tunnel::FirstWord {
+        tunnel::first_word(&self.thread.shared, self.role.network(), client, original).await
+    }
+
     /// It speaks in the clear.
     async fn clear(
-        mut self,
+        &mut self,
         original: OriginalDst,
         stream: TcpStream,
-        class: Class,
-        bytes: Vec<u8>,
+        spoken: Spoken,
+        mut begun: Begun,
         dialled: Option<TcpStream>,
     ) {
-        let decision = match first_hosts(class, &bytes) {
-            Ok((target, host)) => {
-                let decision = decide::connection(class, target, host, &self.thread.shared.catalog);
+        let class = spoken.class;
+        let mut checked = None;
+        let decision = match spoken.first_head(begun.window.raw()) {
+            Ok(first) => {
+                let (target, host) = first.map_or((None, None), |(end, head)| {
+                    let outline = head.outline;
+                    checked = Some(Checked { end, outline });
+                    (head.split_target().0, head.host)
+                });
+                let decision = match (target, host) {
+                    (None, Some(host)) if self.knows(original, host) => Decision::Terminate,
+                    _ => decide::connection(class, target, host, &self.thread.shared.catalog),
+                };
                 // A refused Host may carry user-info: it is not recorded.
-                if !matches!(decision, Decision::Refuse(_)) {
-                    self.recording.record.name = target
-                        .or(host)
-                        .map(|host| redact::text(&normalise(host)).into_owned());
-                }
+                let name = target.or(host).map(normalise);
+                self.recording.record.name = match decision {
+                    Decision::Refuse(_) => None,
+                    // An intake's name has nothing to hide.
+                    Decision::Terminate => name,
+                    Decision::Tunnel | Decision::Passthrough => {
+                        name.map(|name| redact::text(&name).into_owned())
+                    }
+                };
                 decision
             }
             // `server1` refuses it with the reason, and writes the answer.
             Err(_) => Decision::Terminate,
         };
+        begun.checked = checked;
         tracing::trace!(client = %self.client.0, class = class.name(), ?decision, "decided");
         match decision {
             Decision::Terminate => {
                 drop(dialled);
-                self.terminate(Origin::Intercepted(original), Session::clear(stream, bytes))
+                self.terminate(Origin::Intercepted(original), Session::clear(stream, begun))
                     .await;
             }
             Decision::Refuse(refusal) => {
@@ -136,20 +170,32 @@ impl<H: Handshake> Accepted<H> {
                 self.recording.end(outcome, Some(reason.to_owned()));
             }
             Decision::Tunnel | Decision::Passthrough => {
+                let bytes = begun.window.raw().to_vec();
+                drop(begun);
                 Box::pin(self.tunnel(original, stream, bytes, dialled)).await;
             }
         }
     }
 
+    /// True when a request from a client like this one has found its way before: it asked for an intake, as this one does.
+    fn knows(&self, original: OriginalDst, host: &str) -> bool {
+        let trust = self.thread.shared.tls.generation();
+        let (network, origin) = (self.role.network(), Origin::Intercepted(original));
+        self.thread.destinations.knows(trust, network, origin, host)
+    }
+
     /// It speaks TLS.
     async fn tls(
-        mut self,
+        &mut self,
         original: OriginalDst,
         stream: TcpStream,
-        bytes: Vec<u8>,
+        window: Window,
         hello: Result<ClientHello, Malformed>,
         dialled: Option<TcpStream>,
     ) {
+        // Whoever speaks TLS has buffers of its own.
+        let bytes = window.raw().to_vec();
+        drop(window);
         let shared = Arc::clone(&self.thread.shared);
         let hello = match hello {
             Ok(hello) => hello,
@@ -189,7 +235,7 @@ impl<H: Handshake> Accepted<H> {
 
     /// The Agent's session ends here.
     async fn end_session(
-        mut self,
+        &mut self,
         original: OriginalDst,
         stream: TcpStream,
         bytes: Vec<u8>,
@@ -219,12 +265,13 @@ impl<H: Handshake> Accepted<H> {
         let asking = self.tls_client(&normalise(&negotiated.peer));
         shared.recorder.client_tls(&asking, &tls);
         self.recording.record.tls = Some(tls);
-        let session = Session::tls(stream, asking, negotiated.http2);
+        let window = Window::new(Rc::clone(&self.thread.buffers));
+        let session = Session::tls(stream, window, asking, negotiated.http2);
         self.terminate(Origin::Intercepted(original), session).await;
     }
 
     /// The handshake failed. A client that does not trust us is no fault of the moment: it will come back for ever.
-    fn not_made(mut self, name: &str, error: &AcceptError) {
+    fn not_made(&mut self, name: &str, error: &AcceptError) {
         let recorder = &self.thread.shared.recorder;
         recorder.client_tls_failed(error.reason);
         let said = match &error.alert {
@@ -253,7 +300,7 @@ impl<H: Handshake> Accepted<H> {
 
     /// The Agent's session is its own, and is held to the policy.
     async fn pass(
-        mut self,
+        &mut self,
         original: OriginalDst,
         client: TcpStream,
         bytes: Vec<u8>,
@@ -279,7 +326,7 @@ impl<H: Handshake> Accepted<H> {
 
     /// It is left alone.
     async fn tunnel(
-        mut self,
+        &mut self,
         original: OriginalDst,
         client: TcpStream,
         bytes: Vec<u8>,
@@ -322,13 +369,21 @@ impl<H: Handshake> Accepted<H> {
     }
 }
 
-/// The authority of the first head's absolute target, and its Host. `Err`: the head is not one that we would serve or pass
-/// on.
-fn first_hosts(class: Class, bytes: &[u8]) -> Result<(Option<&str>, Option<&str>), head::Violation> {
-    if class != Class::Http1 {
-        return Ok((None, None));
+/// What a client that speaks in the clear has said.
+#[derive(Clone, Copy)]
+struct Spoken {
+    class: Class,
+    /// Length of its first head, for HTTP/1 when there is a whole one.
+    head: Option<usize>,
+}
+
+impl Spoken {
+    /// The first head of HTTP/1 at the beginning of `bytes`, and its length. `Err`: it is not one that we would serve or pass on.
+    fn first_head(self, bytes: &[u8]) -> Result<Option<(usize, head::Head<'_>)>, head::Violation> {
+        if self.class != Class::Http1 {
+            return Ok(None);
+        }
+        let end = self.head.ok_or(head::Violation::HeadTooLarge)?;
+        Ok(Some((end, head::check(&bytes[..end])?)))
     }
-    let end = head::find_end(bytes, 0)?.ok_or(head::Violation::HeadTooLarge)?;
-    let head = head::check(&bytes[..end])?;
-    Ok((head.split_target().0, head.host))
 }

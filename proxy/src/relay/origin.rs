@@ -5,9 +5,12 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::os::fd::AsFd;
 
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::socket::{SockaddrIn6, getsockopt, sockopt};
+use nix::{getsockopt_impl, libc};
+use proxy_ebpf::{ASK_LEVEL, ASK_ORIGINAL};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
@@ -62,13 +65,18 @@ pub(super) fn find(
     stream: &TcpStream,
     lookup: &OriginLookup,
 ) -> io::Result<Origin> {
-    let local = canonical(stream.local_addr()?);
+    let socket = match bound {
+        // One system call less: who comes to a listener with an address of its own is answered at that.
+        Some(bound) if !bound.ip().is_unspecified() && !role.is_transparent() => bound,
+        _ => stream.local_addr()?,
+    };
+    let local = canonical(socket);
     let (original, dialled_us) = match role {
         Role::Explicit(product) => return Ok(Origin::Explicit { product, local }),
         Role::Intercept {
             taken: Taken::Cgroup, ..
         } => {
-            let original = canonical(lookup(stream)?);
+            let original = canonical(lookup(stream, socket)?);
             // Without an entry a plain netfilter answer may be the socket's own address: a local process that
             // connected to the listener itself. Following it would be a loop.
             (original, original == local)
@@ -92,13 +100,38 @@ pub(super) fn find(
     Ok(Origin::Intercepted(OriginalDst(original)))
 }
 
-/// `getsockopt(SO_ORIGINAL_DST)`: answered by our `cgroup/getsockopt` program, or by netfilter for an iptables REDIRECT.
+/// The question that our `cgroup/getsockopt` program answers: see [`ASK_LEVEL`].
+#[derive(Clone, Copy)]
+struct AskOriginal;
+
+getsockopt_impl!(
+    AskOriginal,
+    ASK_LEVEL,
+    ASK_ORIGINAL,
+    libc::sockaddr_in6,
+    sockopt::GetStruct<libc::sockaddr_in6>
+);
+
+/// Asks our `cgroup/getsockopt` program, and nobody else. IPv4 comes mapped.
+///
+/// # Errors
+/// `EOPNOTSUPP` or `ENOPROTOOPT` when it has nothing to say.
+pub fn noted_original_dst<S: AsFd>(stream: &S) -> io::Result<SocketAddr> {
+    let original = getsockopt(stream, AskOriginal)?;
+    Ok(SocketAddrV6::from(SockaddrIn6::from(original)).into())
+}
+
+/// Asks our `cgroup/getsockopt` program, then netfilter (`SO_ORIGINAL_DST`) for an iptables REDIRECT.
+/// `local` is the socket's own address, by whose family netfilter is asked.
 ///
 /// # Errors
 /// `ENOENT` or `ENOPROTOOPT` when nothing redirected this connection.
-pub fn kernel_original_dst(stream: &TcpStream) -> io::Result<SocketAddr> {
+pub fn kernel_original_dst<S: AsFd>(stream: &S, local: SocketAddr) -> io::Result<SocketAddr> {
+    if let Ok(original) = noted_original_dst(stream) {
+        return Ok(original);
+    }
     let socket = SockRef::from(stream);
-    let address = match stream.local_addr()?.ip() {
+    let address = match local.ip() {
         IpAddr::V4(_) => socket.original_dst_v4()?,
         // A dual-stack socket may carry IPv4: ask for IPv6 first, then for what netfilter keeps for IPv4.
         IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => {
@@ -175,14 +208,14 @@ mod tests {
     #[tokio::test]
     async fn its_own_address_is_not_an_original_destination() {
         let (server, _client) = accepted().await;
-        let own: OriginLookup = Arc::new(|stream| stream.local_addr());
+        let own: OriginLookup = Arc::new(|stream, _| stream.local_addr());
         assert!(find(HOST, None, &server, &own).is_err());
     }
 
     #[tokio::test]
     async fn mapped_addresses_become_ipv4() {
         let (server, _client) = accepted().await;
-        let mapped: OriginLookup = Arc::new(|_| Ok("[::ffff:203.0.113.7]:80".parse().unwrap()));
+        let mapped: OriginLookup = Arc::new(|_, _| Ok("[::ffff:203.0.113.7]:80".parse().unwrap()));
         assert_eq!(
             find(HOST, None, &server, &mapped).unwrap(),
             Origin::Intercepted(OriginalDst("203.0.113.7:80".parse().unwrap()))
@@ -195,7 +228,7 @@ mod tests {
             network: NetworkId(3),
             taken: Taken::Tc,
         };
-        let never: OriginLookup = Arc::new(|_| Err(io::Error::other("nobody asks")));
+        let never: OriginLookup = Arc::new(|_, _| Err(io::Error::other("nobody asks")));
         let (server, _client) = accepted().await;
         let local = server.local_addr().unwrap();
         // The listener is elsewhere: the local address is what the client meant.

@@ -6,8 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use http::header::{COOKIE, HOST, TE};
@@ -27,16 +26,21 @@ use super::origin::UpstreamAddr;
 use super::outcome::Outcome;
 
 pub mod connect;
+pub(super) mod destination;
 pub mod outbound;
 pub(super) mod pool;
 pub mod resolve;
 pub(super) mod retry;
 mod socket;
+mod tail;
 pub(super) mod target;
 
 use connect::{Handshake, HandshakeFailure, Way};
-use pool::{For, Key, Lease, Line, Sender, Shelf};
+use destination::Destination;
+use pool::{For, Lease, Line, Sender, Shelf};
 pub use socket::Socket;
+pub(super) use socket::bytes_confirmed;
+use tail::Tail;
 use target::Target;
 
 /// The intake's response head, and the connection that its body comes on.
@@ -230,31 +234,20 @@ pub(super) struct Upstream<'a, H> {
     network: NetworkId,
     target: &'a Target,
     way: Way<'a>,
-    shelf: Rc<Shelf>,
+    shelf: &'a Rc<Shelf>,
 }
 
 impl<'a, H: Handshake> Upstream<'a, H> {
-    pub(super) fn new(client: &'a Client<H>, target: &'a Target) -> Self {
+    pub(super) fn new(client: &'a Client<H>, destination: &'a Destination) -> Self {
+        let Destination { target, shelf } = destination;
         let thread = &client.thread;
-        let way = connect::way(&thread.shared, target, client.origin.original());
-        let key = Key {
-            network: client.network,
-            name: Arc::clone(&target.name),
-            original: way.original(),
-            trust: thread.shared.tls.generation(),
-        };
         Self {
             thread,
             network: client.network,
             target,
-            way,
-            shelf: thread.pool.shelf(key),
+            way: connect::way(&thread.shared, target, client.origin.original()),
+            shelf,
         }
-    }
-
-    /// Where connections for it are kept.
-    pub(super) fn shelf(&self) -> &Rc<Shelf> {
-        &self.shelf
     }
 
     /// A fresh connection. Others may use it too when it is HTTP/2.
@@ -277,7 +270,7 @@ impl<'a, H: Handshake> Upstream<'a, H> {
 /// [`Failure`] when no response head came; nothing was answered to the client yet.
 pub(super) async fn send<H: Handshake>(
     client: &Client<H>,
-    target: &Target,
+    destination: &Destination,
     mut line: Option<Line>,
     mut draft: Draft,
     upload: &Upload,
@@ -285,13 +278,14 @@ pub(super) async fn send<H: Handshake>(
     recording: &mut Recording,
 ) -> Result<Reply, Failure> {
     let thread = &client.thread;
-    let upstream = Upstream::new(client, target);
+    let Destination { target, shelf } = destination;
+    let upstream = Upstream::new(client, destination);
     let limit = thread.shared.config.upstream.response_timeout;
     let mut retries = 0;
     loop {
         // After a failure only a fresh connection will do: what broke one may have broken all.
         if line.is_none() && retries == 0 {
-            line = upstream.shelf().take(For::Http2);
+            line = shelf.take(For::Http2);
         }
         let line = match line.take() {
             Some(line) => line,
@@ -305,10 +299,11 @@ pub(super) async fn send<H: Handshake>(
         };
         let body = upload.attempt(may_repeat).ok_or_else(not_sent)?;
         let request = draft.request(target, line.tls.http2, body);
-        let mut lease = Lease::new(Rc::clone(upstream.shelf()), line);
+        let mut lease = Lease::new(Rc::clone(shelf), line);
         let line = lease.line().ok_or_else(not_sent)?;
         line.mark();
-        let mut error = match head(&mut line.sender, request, timer, upload, limit).await {
+        let tail = Tail::new(Rc::clone(&line.watch));
+        let mut error = match head(&mut line.sender, request, timer, upload, limit, tail).await {
             Head::Late => return Err(Failure::Timeout { addr }),
             Head::Unsent => return Err(not_sent()),
             Head::Came(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
@@ -442,22 +437,26 @@ async fn head(
     timer: &RequestTimer,
     upload: &Upload,
     limit: Duration,
+    tail: Tail,
 ) -> Head {
     let came = match sender {
         Sender::Wire(_) => return Head::Unsent,
-        Sender::Http1(sender) => in_time(sender.try_send_request(request), timer, upload, limit).await,
-        Sender::Http2 { sender, .. } => in_time(sender.try_send_request(request), timer, upload, limit).await,
+        Sender::Http1(sender) => in_time(sender.try_send_request(request), timer, upload, limit, tail).await,
+        Sender::Http2 { sender, .. } => {
+            in_time(sender.try_send_request(request), timer, upload, limit, tail).await
+        }
     };
     came.map_or(Head::Late, Head::Came)
 }
 
-/// The limit counts from the end, or the last progress, of the request body; while the client owes bytes, the client's
+/// The limit counts from the end, or the last progress, of the request body, see also [`Tail`]; while the client owes bytes, the client's
 /// own limit holds.
 async fn in_time(
     sending: impl Future<Output = HeadResult>,
     timer: &RequestTimer,
     upload: &Upload,
     limit: Duration,
+    mut tail: Tail,
 ) -> Option<HeadResult> {
     let mut sending = pin!(sending);
     poll_fn(|cx| {
@@ -466,7 +465,12 @@ async fn in_time(
         }
         let mut timer = timer.borrow_mut();
         match upload.deadline(limit) {
-            Some(deadline) => timer.poll(cx, deadline).map(|()| None),
+            Some(deadline) => loop {
+                ready!(timer.poll(cx, tail.put_off(deadline, limit)));
+                if !tail.moves(upload.bytes()) {
+                    return Poll::Ready(None);
+                }
+            },
             None => {
                 // Looked at again later: progress of the body does not wake this task.
                 let later = Instant::now() + limit;

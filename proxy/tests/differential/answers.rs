@@ -123,7 +123,17 @@ fn good(method: Method) -> impl Strategy<Value = (Vec<u8>, bool)> {
             }
             let bodiless = method == Method::HEAD || status.starts_with("204") || status.starts_with("304");
             match framing {
-                _ if status.starts_with("204") => out.extend_from_slice(b"\r\n"),
+                // It promises nothing, or what cannot be.
+                Some((sizes, ..)) if status.starts_with("204") => {
+                    let promise = match sizes.len() {
+                        0 => "Content-Length: 0\r\n",
+                        1 | 2 => "Content-Length: 2\r\n",
+                        3 if version == "1.1" => "Transfer-Encoding: chunked\r\n",
+                        _ => "",
+                    };
+                    write!(out, "{promise}\r\n").unwrap();
+                }
+                None if status.starts_with("204") => out.extend_from_slice(b"\r\n"),
                 Some((sizes, extension, trailers)) if version == "1.1" && !sizes.is_empty() => {
                     let sizes: Vec<usize> = sizes.iter().map(|size| size * (1 + body.len() / 2000)).collect();
                     out.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n");
@@ -329,6 +339,8 @@ fn check(case: &Case, counts: &Counts) -> Result<(), TestCaseError> {
         ) => {
             prop_assert_eq!(message.status(), *status, "{}", shown());
             prop_assert!(message.body == *body, "another body: {}", shown());
+            let framed = ["content-length", "transfer-encoding"].map(|name| message.header(name).is_some());
+            prop_assert!(*status != 204 || framed == [false; 2], "{}", shown());
             let headers: Vec<(String, String)> = headers
                 .iter()
                 .map(|(name, value)| (name.clone(), String::from_utf8_lossy(value).into_owned()))

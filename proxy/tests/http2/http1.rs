@@ -1,10 +1,11 @@
 //! HTTP/1.1 within TLS: held to the same rules as in the clear, and to the name of its session.
 
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, Cursor, Read, Write};
+use std::time::Duration;
 
 use agent_fips_proxy::relay::outcome::Outcome;
 
-use crate::harness::{Message, Upstream, read_message};
+use crate::harness::{Message, NARROW, Then, Upstream, read_message, read_slowly};
 use crate::world::{NAME, World};
 
 type Session = BufReader<rustls::StreamOwned<rustls::ClientConnection, std::net::TcpStream>>;
@@ -124,4 +125,59 @@ fn what_two_readers_could_read_in_two_ways_is_refused_here_too() {
         assert_eq!(world.record_of(local).outcome, outcome, "{name}");
     }
     assert!(upstream.seen().is_empty(), "{:?}", upstream.seen());
+}
+
+#[test]
+fn a_client_that_reads_little_at_a_time_keeps_its_answer() {
+    const LENGTH: usize = 12_000_000;
+    let upstream = Upstream::with(|_, stream| {
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n").unwrap();
+        stream.write_all(&vec![7; LENGTH]).unwrap();
+        Then::Keep
+    });
+    let limit = Duration::from_millis(500);
+    let world = World::with(upstream.address, |setup| setup.config.limits.idle_timeout = limit);
+    let mut client = client(&world);
+    let socket = socket2::SockRef::from(&client.get_ref().sock);
+    socket.set_recv_buffer_size(NARROW).unwrap();
+    let request = format!("GET / HTTP/1.1\r\nHost: {NAME}\r\n\r\n");
+    client.get_mut().write_all(request.as_bytes()).unwrap();
+    let first = read_slowly(&mut client, 6 * limit).unwrap();
+    let answer = read_message(&mut BufReader::new(Cursor::new(first).chain(client)), false);
+    assert_eq!(answer.unwrap().unwrap().body, vec![7; LENGTH]);
+    assert_eq!(world.requests(1)[0].outcome, Outcome::Ok);
+}
+
+#[test]
+fn an_answer_that_ends_with_its_connection_is_reset_when_it_is_cut() {
+    // Many clients do not ask whether a session ended in order.
+    for drained in [true, false] {
+        let upstream = Upstream::with(move |_, stream| {
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\npart").unwrap();
+            // The proxy ends it, or we do within a body.
+            std::thread::sleep(Duration::from_millis(if drained { 3000 } else { 100 }));
+            socket2::SockRef::from(&*stream)
+                .set_linger(Some(Duration::ZERO))
+                .unwrap();
+            Then::Close
+        });
+        let mut world = World::with(upstream.address, |setup| {
+            setup.config.limits.drain_timeout = Duration::from_millis(200);
+        });
+        let mut client = client(&world);
+        let request = format!("GET / HTTP/1.0\r\nHost: {NAME}\r\n\r\n");
+        client.get_mut().write_all(request.as_bytes()).unwrap();
+        if drained {
+            let head = read_message(&mut client, true).unwrap().unwrap();
+            assert_eq!(head.header("connection"), Some("close"));
+            client.read_exact(&mut [0; 4]).unwrap();
+            world.stop();
+        }
+        let end = client.read_to_end(&mut Vec::new()).map_err(|error| error.kind());
+        assert_eq!(
+            end,
+            Err(std::io::ErrorKind::ConnectionReset),
+            "drained: {drained}"
+        );
+    }
 }

@@ -14,12 +14,12 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
-use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::ServerName;
 use tokio::sync::{Barrier, mpsc, watch};
 use tokio_rustls::TlsConnector;
 
+use crate::hyper_intake::{listen, speak};
 use crate::world::{NAME, World, client_config};
 
 pub type Any = UnsyncBoxBody<Bytes, Infallible>;
@@ -137,9 +137,6 @@ impl Intake {
     }
 
     pub fn of(http2: bool, together: usize) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        listener.set_nonblocking(true).unwrap();
         let counts = Arc::new(Counts::default());
         let (open, opened) = watch::channel(false);
         let inside = Arc::new(Inside {
@@ -147,30 +144,11 @@ impl Intake {
             open: opened,
             together: Barrier::new(together),
         });
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async move {
-                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                while let Ok((stream, _)) = listener.accept().await {
-                    inside.counts.connections.fetch_add(1, Ordering::SeqCst);
-                    let inside = Arc::clone(&inside);
-                    let service = service_fn(move |request| answer(Arc::clone(&inside), request));
-                    let io = TokioIo::new(stream);
-                    // How a connection ends is the client's business.
-                    if http2 {
-                        let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                            .serve_connection(io, service);
-                        tokio::spawn(async { drop(serving.await) });
-                    } else {
-                        let serving =
-                            hyper::server::conn::http1::Builder::new().serve_connection(io, service);
-                        tokio::spawn(async { drop(serving.await) });
-                    }
-                }
-            });
+        let address = listen(move |stream| {
+            inside.counts.connections.fetch_add(1, Ordering::SeqCst);
+            let inside = Arc::clone(&inside);
+            let requests = move |request| answer(Arc::clone(&inside), request);
+            speak(stream, http2, requests, std::future::pending())
         });
         Self {
             address,

@@ -4,20 +4,17 @@ use std::net::{SocketAddr, TcpStream};
 use std::ops::Deref;
 use std::sync::{Arc, LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use agent_fips_proxy::catalog::Catalog;
 use agent_fips_proxy::config::TlsPolicy;
 use agent_fips_proxy::relay::HttpsHandling;
 use agent_fips_proxy::relay::outcome::{ConnectionRecord, RequestRecord};
-use agent_fips_proxy::tls::ca::store::Wanted;
-use agent_fips_proxy::tls::ca::{self, Authorities, Store};
 use agent_fips_proxy::tls::server::Server;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::ServerName;
 
 use crate::frames::Raw;
 use crate::harness::{Proxy, Setup, eventually};
+use crate::local::Local;
 
 /// The intake that everybody asks for.
 pub const NAME: &str = "trace.agent.ddog-gov.com";
@@ -61,30 +58,12 @@ struct Authority {
     roots: RootCertStore,
 }
 
-/// One for all tests.
+/// One for all tests. Its folder is not needed any more.
 static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| {
-    let catalog = || Catalog::new(&"ddog-gov.com".parse().unwrap());
-    let domains = catalog().domains();
-    let folder = tempfile::tempdir().unwrap();
-    let store = Store::new(folder.path());
-    let wanted = Wanted {
-        host: "test",
-        domains: &domains,
-        days: 365,
-        now: ca::now(),
-    };
-    store.init(&wanted, false).unwrap();
-    let (authorities, _) = Authorities::load(&store.open().unwrap(), &domains, ca::now()).unwrap();
-    let accepts = Arc::new(move |name: &str| catalog().lookup(name).is_some());
-    let mut roots = RootCertStore::empty();
-    for one in store.published().unwrap() {
-        roots
-            .add(CertificateDer::from_pem_slice(one.pem.as_bytes()).unwrap())
-            .unwrap();
-    }
+    let local = Local::new(TlsPolicy::Fips);
     Authority {
-        server: Server::new(TlsPolicy::Fips, authorities, accepts).unwrap(),
-        roots,
+        server: local.server.clone(),
+        roots: local.roots(),
     }
 });
 

@@ -1,50 +1,33 @@
-//! A local authority, the server under it, and clients that trust it or do not.
+//! Clients that trust a local authority, or do not.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_fips_proxy::catalog::Catalog;
 use agent_fips_proxy::config::TlsPolicy;
 use agent_fips_proxy::relay::HttpsHandling;
 use agent_fips_proxy::tls::Server;
-use agent_fips_proxy::tls::ca::store::Wanted;
-use agent_fips_proxy::tls::ca::{self, Authorities, Store};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::ServerName;
+
+use crate::local::Local;
 
 pub type Session = StreamOwned<ClientConnection, TcpStream>;
 
 pub struct Authority {
-    store: Store,
+    local: Local,
     pub server: Server,
-    _folder: tempfile::TempDir,
 }
 
 impl Authority {
     pub fn new() -> Self {
-        let catalog = Catalog::new(&"ddog-gov.com".parse().unwrap());
-        let domains = catalog.domains();
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::new(folder.path());
-        let wanted = Wanted {
-            host: "test",
-            domains: &domains,
-            days: 365,
-            now: ca::now(),
-        };
-        store.init(&wanted, false).unwrap();
-        let (authorities, problem) = Authorities::load(&store.open().unwrap(), &domains, ca::now()).unwrap();
-        assert!(problem.is_none());
-        let accepts = Arc::new(move |name: &str| catalog.lookup(name).is_some());
+        let local = Local::new(TlsPolicy::Fips);
         Self {
-            store,
-            server: Server::new(TlsPolicy::Fips, authorities, accepts).unwrap(),
-            _folder: folder,
+            server: local.server.clone(),
+            local,
         }
     }
 
@@ -52,20 +35,10 @@ impl Authority {
         HttpsHandling::Terminate(self.server.clone())
     }
 
-    fn roots(&self) -> RootCertStore {
-        let mut roots = RootCertStore::empty();
-        for one in self.store.published().unwrap() {
-            roots
-                .add(CertificateDer::from_pem_slice(one.pem.as_bytes()).unwrap())
-                .unwrap();
-        }
-        roots
-    }
-
     /// A client that trusts this authority.
     pub fn client(&self, protocol: &str) -> ClientConfig {
         client(
-            self.roots(),
+            self.local.roots(),
             &[protocol],
             default_provider(),
             rustls::DEFAULT_VERSIONS,

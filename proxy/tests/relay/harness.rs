@@ -242,7 +242,7 @@ impl Proxy {
                 tls: setup.tls,
                 resolver: Arc::new(Resolver::new(sources, runtime.handle().clone())),
                 recorder,
-                origin: Arc::new(move |_| Ok(setup.original)),
+                origin: Arc::new(move |_, _| Ok(setup.original)),
                 peer: Arc::new(move |_| setup.process.clone()),
                 sockets: setup.sockets,
                 https: setup.https,
@@ -463,6 +463,27 @@ pub fn read_message(reader: &mut impl BufRead, head_only: bool) -> io::Result<Op
     Ok(Some(message))
 }
 
+/// A receive buffer that is small against what is sent, in bytes.
+pub const NARROW: usize = 64 * 1024;
+/// What [`read_slowly`] reads at a time, and how often.
+const SIP: usize = 16 * 1024;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Reads for so long, a little at a time. Gives what was read.
+pub fn read_slowly(reader: &mut impl Read, time: Duration) -> io::Result<Vec<u8>> {
+    let since = Instant::now();
+    let (mut all, mut sip) = (Vec::new(), vec![0; SIP]);
+    while since.elapsed() < time {
+        let read = reader.read(&mut sip)?;
+        if read == 0 {
+            break;
+        }
+        all.extend_from_slice(&sip[..read]);
+        thread::sleep(PAUSE);
+    }
+    Ok(all)
+}
+
 /// A client that writes what it is told and reads what comes.
 pub struct Client {
     pub stream: TcpStream,
@@ -471,7 +492,18 @@ pub struct Client {
 
 impl Client {
     pub fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        Self::over(TcpStream::connect(address).unwrap())
+    }
+
+    /// One whose kernel takes next to nothing that it does not read itself.
+    pub fn narrow(address: SocketAddr) -> Self {
+        let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(NARROW).unwrap();
+        socket.connect(&address.into()).unwrap();
+        Self::over(socket.into())
+    }
+
+    fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.set_nodelay(true).unwrap();
         let reader = BufReader::new(stream.try_clone().unwrap());

@@ -8,7 +8,7 @@ mod requests;
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,10 +19,10 @@ use http::{HeaderMap, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::sync::Notify;
 
 use crate::harness::{Proxy, Setup};
+use crate::hyper_intake::{listen, speak};
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -169,6 +169,10 @@ async fn answer(request: Request<Incoming>, counts: Arc<Counts>) -> Result<Respo
         "/204" | "/304" => {
             let mut response = Response::new(full(""));
             *response.status_mut() = path[1..].parse().unwrap();
+            // Many servers say so, although a 204 must not.
+            response
+                .headers_mut()
+                .insert("content-length", http::HeaderValue::from_static("0"));
             Ok(response)
         }
         "/parts" => ended(parts(vec!["one", "two", "three"], Some(Ok(())), guard(false))),
@@ -189,24 +193,15 @@ async fn answer(request: Request<Incoming>, counts: Arc<Counts>) -> Result<Respo
 
 impl Intake {
     fn start(http2: bool) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = listener.local_addr().unwrap();
         let counts = Arc::<Counts>::default();
         let all = Arc::clone(&counts);
-        // Ends with the test process.
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async move {
-                listener.set_nonblocking(true).unwrap();
-                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                while let Ok((stream, _)) = listener.accept().await {
-                    all.connections.fetch_add(1, Ordering::SeqCst);
-                    tokio::spawn(serve(TokioIo::new(stream), http2, Arc::clone(&all)));
-                }
-            });
+        let address = listen(move |stream| {
+            all.connections.fetch_add(1, Ordering::SeqCst);
+            let counts = Arc::clone(&all);
+            async move {
+                let requests = |request| answer(request, Arc::clone(&counts));
+                speak(stream, http2, requests, counts.goodbye.notified()).await;
+            }
         });
         Self {
             address,
@@ -238,30 +233,5 @@ impl Intake {
     /// For messages of tests.
     fn name(&self) -> &'static str {
         if self.http2 { "HTTP/2" } else { "HTTP/1.1" }
-    }
-}
-
-async fn serve(io: TokioIo<tokio::net::TcpStream>, http2: bool, counts: Arc<Counts>) {
-    let service = |counts: &Arc<Counts>| {
-        let counts = Arc::clone(counts);
-        hyper::service::service_fn(move |request| answer(request, Arc::clone(&counts)))
-    };
-    // How it ends is the client's matter.
-    if http2 {
-        let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-        let mut connection = std::pin::pin!(server.serve_connection(io, service(&counts)));
-        tokio::select! {
-            _ = &mut connection => return,
-            () = counts.goodbye.notified() => connection.as_mut().graceful_shutdown(),
-        }
-        let _ = connection.await;
-    } else {
-        let server = hyper::server::conn::http1::Builder::new();
-        let mut connection = std::pin::pin!(server.serve_connection(io, service(&counts)));
-        tokio::select! {
-            _ = &mut connection => return,
-            () = counts.goodbye.notified() => connection.as_mut().graceful_shutdown(),
-        }
-        let _ = connection.await;
     }
 }

@@ -206,6 +206,87 @@ fn head_204_304_and_interim_responses_keep_the_connection_in_step() {
 }
 
 #[test]
+fn an_answer_without_content_promises_none() {
+    // What follows is no answer to anybody.
+    const STALE: &str = "HTTP/1.1 299 Stale\r\nContent-Length: 0\r\n\r\n";
+    for (framing, body) in [
+        (String::new(), ""),
+        ("Content-Length: 0\r\n".to_owned(), ""),
+        (format!("Content-Length: {}\r\n", STALE.len()), STALE),
+        ("Transfer-Encoding: chunked\r\n".to_owned(), STALE),
+        (
+            format!(
+                "Content-Length: {}\r\nTransfer-Encoding: chunked\r\n",
+                STALE.len()
+            ),
+            STALE,
+        ),
+    ] {
+        let head = format!("HTTP/1.1 204 No Content\r\n{framing}X-A: 1\r\n\r\n");
+        let upstream = Upstream::with(move |request, stream| {
+            if request.head.contains("/204") {
+                stream.write_all(head.as_bytes()).unwrap();
+                if !body.is_empty() {
+                    // Late enough that another request could be on its way.
+                    std::thread::sleep(Duration::from_millis(30));
+                    // Its reader may be gone.
+                    let _ = stream.write_all(body.as_bytes());
+                }
+            } else {
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .unwrap();
+            }
+            Then::Keep
+        });
+        let proxy = Proxy::start(upstream.address);
+        let mut client = proxy.client();
+        for _ in 0..3 {
+            let answer = client.get("/204");
+            assert_eq!(
+                (answer.status(), answer.header("x-a")),
+                (204, Some("1")),
+                "{framing}"
+            );
+            for name in ["content-length", "transfer-encoding"] {
+                assert_eq!(answer.header(name), None, "{framing}");
+            }
+            let after = client.get("/after");
+            assert_eq!((after.status(), after.body), (200, b"ok".to_vec()), "{framing}");
+        }
+        let expected = if body.is_empty() { 1 } else { 4 };
+        assert_eq!(upstream.connections(), expected, "{framing}");
+    }
+}
+
+#[test]
+fn the_length_that_a_body_would_have_is_passed_on_where_none_follows() {
+    let upstream = Upstream::with(|request, stream| {
+        let status = match request.head.starts_with("HEAD") {
+            true => "200 OK",
+            false => "304 Not Modified",
+        };
+        let framing = match request.head.contains("/both") {
+            true => "Content-Length: 5\r\nTransfer-Encoding: chunked",
+            false => "Content-Length: 5",
+        };
+        write!(stream, "HTTP/1.1 {status}\r\n{framing}\r\n\r\n").unwrap();
+        Then::Keep
+    });
+    let proxy = Proxy::start(upstream.address);
+    let mut client = proxy.client();
+    for method in ["HEAD", "GET"] {
+        for (path, length) in [("/one", Some("5")), ("/both", None)] {
+            client.send(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+            let answer = client.head_response();
+            assert_eq!(answer.header("content-length"), length, "{method} {path}");
+            assert_eq!(answer.header("transfer-encoding"), None, "{method} {path}");
+        }
+    }
+    assert_eq!(upstream.connections(), 1);
+}
+
+#[test]
 fn expect_100_continue_is_answered_when_the_body_is_wanted() {
     let upstream = Upstream::start();
     let proxy = Proxy::start(upstream.address);

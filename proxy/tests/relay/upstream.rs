@@ -1,7 +1,7 @@
 //! Pool, retries, addresses and failures: nothing idle is the client's problem, nothing is sent twice.
 
 use std::io::{BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -11,9 +11,10 @@ use agent_fips_proxy::config::Endpoint;
 use agent_fips_proxy::relay::outcome::Outcome;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper::body::Incoming;
 
-use crate::harness::{Proxy, Then, Upstream, eventually, hosts, read_message};
+use crate::harness::{NARROW, Proxy, Then, Upstream, eventually, hosts, read_message, read_slowly};
+use crate::hyper_intake::{listen, speak};
 
 #[test]
 fn a_connection_that_closed_while_idle_is_never_the_clients_problem() {
@@ -37,7 +38,7 @@ fn a_connection_that_closed_while_idle_is_never_the_clients_problem() {
 
 /// An upstream that answers the first request of a connection, then does `second` with the next one.
 fn second_request(
-    second: impl Fn(&mut BufReader<std::net::TcpStream>) + Send + Sync + 'static,
+    second: impl Fn(&mut BufReader<TcpStream>) + Send + Sync + 'static,
 ) -> (Upstream, Arc<AtomicUsize>) {
     let served = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&served);
@@ -223,6 +224,149 @@ fn a_silent_intake_times_out_and_a_slow_upload_does_not() {
 }
 
 #[test]
+fn an_intake_that_reads_little_at_a_time_has_its_time() {
+    let limit = Duration::from_millis(500);
+    // What the kernel takes at once, so that the intake alone is waited for; and more than that.
+    for size in [1_500_000, 12_000_000] {
+        let upstream = Upstream::raw(move |stream, _| {
+            socket2::SockRef::from(&stream)
+                .set_recv_buffer_size(NARROW)
+                .unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let request = read_message(&mut reader, true).unwrap().unwrap();
+            assert_eq!(request.header("content-length"), Some(size.to_string().as_str()));
+            // Some 700 kB a second: until a third of a socket's buffer is free, longer than the limit.
+            let slowly = read_slowly(&mut reader.by_ref().take(size), 6 * limit)
+                .unwrap()
+                .len() as u64;
+            let rest = std::io::copy(&mut reader.take(size - slowly), &mut std::io::sink()).unwrap();
+            write!(
+                &stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n{:8}",
+                slowly + rest
+            )
+            .unwrap();
+        });
+        let proxy = Proxy::with(upstream.address, |setup| {
+            setup.config.upstream.response_timeout = limit;
+        });
+        let answer = proxy.client().post("/", &vec![7; usize::try_from(size).unwrap()]);
+        assert_eq!(
+            (answer.status(), answer.body),
+            (200, format!("{size:8}").into_bytes())
+        );
+    }
+}
+
+#[test]
+fn an_intake_of_http2_behind_a_slow_line_has_its_time() {
+    let intake = listen(|stream| {
+        let requests = |request: http::Request<Incoming>| async move {
+            let body = request.into_body().collect().await?.to_bytes();
+            Ok::<_, hyper::Error>(http::Response::new(Full::new(Bytes::from(
+                body.len().to_string(),
+            ))))
+        };
+        speak(stream, true, requests, std::future::pending())
+    });
+    let line = Upstream::raw(move |mut stream, _| {
+        socket2::SockRef::from(&stream)
+            .set_recv_buffer_size(NARROW)
+            .unwrap();
+        let mut far = TcpStream::connect(intake).unwrap();
+        let (mut from, mut to) = (far.try_clone().unwrap(), stream.try_clone().unwrap());
+        std::thread::spawn(move || drop(std::io::copy(&mut from, &mut to)));
+        // Some 700 kB a second, in each direction of it what is there.
+        while let Ok(some @ [_, ..]) = read_slowly(&mut stream, Duration::from_millis(1)).as_deref() {
+            far.write_all(some).unwrap();
+        }
+    });
+    let limit = Duration::from_millis(500);
+    let proxy = Proxy::with(line.address, |setup| {
+        setup.tls.http2 = true;
+        setup.config.upstream.response_timeout = limit;
+    });
+    let since = Instant::now();
+    // As much as an intake lets be on its way to it.
+    let answer = proxy.client().post("/", &vec![7; 1_000_000]);
+    assert_eq!((answer.status(), answer.body), (200, b"1000000".to_vec()));
+    let took = since.elapsed();
+    assert!(took > 2 * limit, "{took:?}: it was not slow");
+}
+
+#[test]
+fn an_intake_that_reads_nothing_has_a_time_limit() {
+    let limit = Duration::from_millis(300);
+    for size in [1_500_000, 50_000_000] {
+        let upstream = Upstream::raw(|stream, _| {
+            std::thread::sleep(Duration::from_secs(20));
+            drop(stream);
+        });
+        let proxy = Proxy::with(upstream.address, |setup| {
+            setup.config.upstream.response_timeout = limit;
+        });
+        let mut client = proxy.client();
+        let since = Instant::now();
+        client.send(format!(
+            "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n"
+        ));
+        let mut writer = client.stream.try_clone().unwrap();
+        // Until nobody takes any more.
+        let sending = std::thread::spawn(move || drop(writer.write_all(&vec![7; size])));
+        assert_eq!(client.response().status(), 504, "{size}");
+        let took = since.elapsed();
+        assert!(took >= limit && took < limit * 10, "{size}: {took:?}");
+        drop((client, proxy));
+        sending.join().unwrap();
+    }
+}
+
+#[test]
+fn interim_answers_are_bounded_in_number_and_in_time() {
+    const EARLY: &[u8] = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n";
+    let upstream = Upstream::with(|request, stream| {
+        let count: usize = request.head.split(['/', ' ']).nth(2).unwrap().parse().unwrap();
+        // Its reader may have had enough.
+        let said = stream
+            .write_all(&EARLY.repeat(count))
+            .and_then(|()| stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"));
+        match said {
+            Ok(()) => Then::Keep,
+            Err(_) => Then::Close,
+        }
+    });
+    let proxy = Proxy::start(upstream.address);
+    let mut client = proxy.client();
+    for (count, status) in [(1, 200), (16, 200), (17, 502), (5000, 502), (16, 200)] {
+        let answer = client.get(&format!("/{count}"));
+        assert_eq!(answer.status(), status, "{count} interim answers");
+    }
+    assert!(
+        proxy.requests(5)[2]
+            .error
+            .as_deref()
+            .is_some_and(|error| error.contains("interim answers")),
+    );
+
+    let upstream = Upstream::raw(|mut stream, _| {
+        stream.peek(&mut [0]).unwrap();
+        // A few, or a head byte by byte: never to its end.
+        while stream.write_all(EARLY).is_ok() {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+    let limit = Duration::from_millis(500);
+    let proxy = Proxy::with(upstream.address, |setup| {
+        setup.config.upstream.response_timeout = limit;
+    });
+    let since = Instant::now();
+    let answer = proxy.client().get("/");
+    let took = since.elapsed();
+    assert_eq!(answer.status(), 504);
+    assert!(took >= limit && took < limit * 3, "{took:?}");
+}
+
+#[test]
 fn endpoints_and_default_ports() {
     let upstream = Upstream::start();
     let proxy = Proxy::with(upstream.address, |setup| {
@@ -330,44 +474,27 @@ fn http2_upstream_is_shared_and_a_refused_stream_is_repeated() {
         Arc::clone(&connections),
     );
     let served = Arc::clone(&seen);
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async move {
-            listener.set_nonblocking(true).unwrap();
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            while let Ok((stream, _)) = listener.accept().await {
-                accepted.fetch_add(1, Ordering::SeqCst);
-                let (served, refuse) = (Arc::clone(&served), Arc::clone(&refuse));
-                let service =
-                    hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                        let (served, refuse) = (Arc::clone(&served), Arc::clone(&refuse));
-                        async move {
-                            assert_eq!(request.uri().authority().unwrap(), "metrics.agent.ddog-gov.com");
-                            assert_eq!(request.uri().scheme_str(), Some("https"));
-                            assert!(request.headers().get("host").is_none());
-                            if request.uri().path() == "/refused"
-                                && refuse.fetch_add(1, Ordering::SeqCst) == 0
-                            {
-                                return Err(h2::Error::from(h2::Reason::REFUSED_STREAM));
-                            }
-                            let body = request.into_body().collect().await.unwrap().to_bytes();
-                            served.fetch_add(1, Ordering::SeqCst);
-                            tokio::time::sleep(Duration::from_millis(100)).await;
-                            Ok(http::Response::new(Full::new(Bytes::from(
-                                body.len().to_string(),
-                            ))))
-                        }
-                    });
-                let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                    .serve_connection(TokioIo::new(stream), service);
-                tokio::spawn(connection);
+    let address = listen(move |stream| {
+        accepted.fetch_add(1, Ordering::SeqCst);
+        let (served, refuse) = (Arc::clone(&served), Arc::clone(&refuse));
+        let requests = move |request: http::Request<Incoming>| {
+            let (served, refuse) = (Arc::clone(&served), Arc::clone(&refuse));
+            async move {
+                assert_eq!(request.uri().authority().unwrap(), "metrics.agent.ddog-gov.com");
+                assert_eq!(request.uri().scheme_str(), Some("https"));
+                assert!(request.headers().get("host").is_none());
+                if request.uri().path() == "/refused" && refuse.fetch_add(1, Ordering::SeqCst) == 0 {
+                    return Err(h2::Error::from(h2::Reason::REFUSED_STREAM));
+                }
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                served.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                Ok(http::Response::new(Full::new(Bytes::from(
+                    body.len().to_string(),
+                ))))
             }
-        });
+        };
+        speak(stream, true, requests, std::future::pending())
     });
     let proxy = Proxy::with(address, |setup| setup.tls.http2 = true);
     assert_eq!(

@@ -193,3 +193,41 @@ fn names_can_be_resolved_and_are_ours() {
     once.dedup();
     assert_eq!(once, names);
 }
+
+#[test]
+fn a_dns_name_has_sound_labels() {
+    let long = "a".repeat(63);
+    let longest = format!("{long}.{long}.{long}.{}", "a".repeat(61));
+    for good in [
+        "a",
+        "a.b",
+        "xn--a",
+        "a_b.c-d",
+        "0",
+        "A.b",
+        long.as_str(),
+        longest.as_str(),
+    ] {
+        assert!(is_dns_name(good), "{good}");
+    }
+    let too_long = (format!("{long}a"), format!("{longest}a"));
+    for bad in [
+        "",
+        ".",
+        "a.",
+        ".a",
+        "a..b",
+        "-a",
+        "a-",
+        "a.-b",
+        "a-.b",
+        "a b",
+        "a:b",
+        "*",
+        "ä",
+        &too_long.0,
+        &too_long.1,
+    ] {
+        assert!(!is_dns_name(bad), "{bad}");
+    }
+}

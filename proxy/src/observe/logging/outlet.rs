@@ -447,5 +447,7 @@ impl Losses {
     }
 }
 
+#[cfg(feature = "counts")]
+pub(crate) mod counts;
 #[cfg(test)]
 mod tests;

@@ -54,6 +54,11 @@ impl Batch {
         self.pending
     }
 
+    /// How much of what was staged last is written, in bytes.
+    pub(super) fn written(&self) -> usize {
+        self.written
+    }
+
     /// Nothing is staged any more.
     pub(super) fn clear(&mut self) {
         self.lead.clear();

@@ -4,94 +4,21 @@
 //! next server on the way may settle it differently: that difference is request smuggling. So whatever two parsers could
 //! read in two ways is refused here; no Agent sends any of it.
 
-use std::fmt;
-
 use memchr::memchr;
+
+use super::outline::{Outline, Outliner};
+pub(in crate::relay) use super::violation::Violation;
 
 /// Headers of one message, in either direction. Agents send some fifteen.
 pub(super) const MAX_HEADERS: usize = 100;
 /// Methods are short; a longer token is not HTTP.
 const MAX_METHOD: usize = 32;
 
-/// Why a request was refused. The set is closed; the text is safe to show.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::relay) enum Violation {
-    BareLf,
-    BareCr,
-    ControlByte,
-    RequestLine,
-    Method,
-    Connect,
-    Target,
-    Asterisk,
-    Version,
-    HeadTooLarge,
-    TooManyHeaders,
-    ObsFold,
-    HeaderName,
-    SpaceBeforeColon,
-    HeaderValue,
-    NoHost,
-    DuplicateHost,
-    ContentLength,
-    DuplicateContentLength,
-    TransferEncoding,
-    BothFramings,
-    TransferEncodingOn10,
-    Upgrade,
-    Chunk,
-    ChunkTooLong,
-    HeadTimeout,
-    BodyTimeout,
-}
-
-impl Violation {
-    /// For the client and the record.
-    pub(in crate::relay) fn reason(self) -> &'static str {
-        match self {
-            Self::BareLf => "a line ends with a bare LF",
-            Self::BareCr => "a CR stands without its LF",
-            Self::ControlByte => "a control byte in the request head",
-            Self::RequestLine => "malformed request line",
-            Self::Method => "invalid method",
-            Self::Connect => "CONNECT is not served",
-            Self::Target => "invalid request target",
-            Self::Asterisk => "asterisk-form is not served",
-            Self::Version => "only HTTP/1.0 and HTTP/1.1 are served",
-            Self::HeadTooLarge => "the request head is longer than limits.max_header_bytes",
-            Self::TooManyHeaders => "more than 100 headers",
-            Self::ObsFold => "obsolete line folding",
-            Self::HeaderName => "invalid header name",
-            Self::SpaceBeforeColon => "white space before the colon of a header",
-            Self::HeaderValue => "invalid byte in a header value",
-            Self::NoHost => "no Host",
-            Self::DuplicateHost => "more than one Host",
-            Self::ContentLength => "invalid Content-Length",
-            Self::DuplicateContentLength => "more than one Content-Length",
-            Self::TransferEncoding => "Transfer-Encoding other than chunked",
-            Self::BothFramings => "Transfer-Encoding together with Content-Length",
-            Self::TransferEncodingOn10 => "Transfer-Encoding on HTTP/1.0",
-            Self::Upgrade => "Upgrade is not served",
-            Self::Chunk => "malformed chunked body",
-            Self::ChunkTooLong => "chunk extensions or trailers are too long",
-            Self::HeadTimeout => "the request head was not complete within limits.header_timeout",
-            Self::BodyTimeout => "the request body made no progress within limits.idle_timeout",
-        }
-    }
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.reason())
-    }
-}
-
-impl std::error::Error for Violation {}
-
 /// How long the body is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Framing {
     /// No body.
+    #[default]
     None,
     /// Content-Length, not zero.
     Length(u64),
@@ -120,6 +47,8 @@ pub(in crate::relay) struct Head<'a> {
     pub(super) has_length: bool,
     /// It asks for another protocol (RFC 9110 section 7.8): not served, but no fault either.
     pub(super) upgrade: bool,
+    /// Where all this stands.
+    pub(in crate::relay) outline: Outline,
 }
 
 impl<'a> Head<'a> {
@@ -184,7 +113,9 @@ pub(in crate::relay) fn check(head: &[u8]) -> Result<Head<'_>, Violation> {
         expects_continue: false,
         has_length: false,
         upgrade: false,
+        outline: Outline::default(),
     };
+    let mut outliner = Outliner::new(line.len());
     let mut length = 0_u64;
     let (mut chunked, mut close) = (false, false);
     let mut count = 0_usize;
@@ -197,6 +128,7 @@ pub(in crate::relay) fn check(head: &[u8]) -> Result<Head<'_>, Violation> {
             return Err(Violation::TooManyHeaders);
         }
         let (name, value) = header(line)?;
+        outliner.header(line, name, value);
         // By length first: most names are none of these.
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
@@ -241,6 +173,7 @@ pub(in crate::relay) fn check(head: &[u8]) -> Result<Head<'_>, Violation> {
     if read.host.is_none() && !http10 {
         return Err(Violation::NoHost);
     }
+    read.outline = outliner.finish(&read);
     Ok(read)
 }
 

@@ -57,7 +57,7 @@ pub(super) fn read<W>(
     write: W,
 ) -> Result<Option<(Reply, Delimited)>, &'static str>
 where
-    W: FnOnce(&Response<'_, '_>, Delimited),
+    W: FnOnce(&Response<'_, '_>, Lines, Delimited),
 {
     let mut headers = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_HEADERS];
     let mut response = Response::new(&mut []);
@@ -75,6 +75,12 @@ where
         .ok_or("its answer is no HTTP/1")?;
     let framing = Framing::of(&response)?;
     let mut keep_alive = framing.keep_alive;
+    if status == StatusCode::NO_CONTENT
+        && (framing.chunked || framing.length.is_some_and(|length| length > 0))
+    {
+        // It promises a body where none can be (RFC 9112 section 6.3): what it sends next may be that.
+        keep_alive = false;
+    }
     let bodiless = asked.head
         || status.is_informational()
         || status == StatusCode::NO_CONTENT
@@ -101,9 +107,18 @@ where
         keep_alive,
     };
     if !reply.is_interim() {
-        write(&response, delimited);
+        write(&response, framing.lines(status), delimited);
     }
     Ok(Some((reply, delimited)))
+}
+
+/// What is special about the header lines of an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lines {
+    /// Its Connection header lists other headers, which are for us alone.
+    pub(super) lists_headers: bool,
+    /// Its Content-Length says nothing that the client may rely on.
+    pub(super) drop_length: bool,
 }
 
 #[derive(Debug, Default)]
@@ -111,6 +126,7 @@ struct Framing {
     length: Option<u64>,
     chunked: bool,
     keep_alive: bool,
+    lists_headers: bool,
 }
 
 impl Framing {
@@ -126,6 +142,7 @@ impl Framing {
                     let said = Connection::of(header.value);
                     close |= said.close;
                     framing.keep_alive |= said.keep_alive;
+                    framing.lists_headers |= said.lists_headers;
                 }
                 14 if header.name.eq_ignore_ascii_case("content-length") => {
                     let length =
@@ -157,6 +174,15 @@ impl Framing {
         framing.keep_alive &= !close;
         Ok(framing)
     }
+
+    fn lines(&self, status: StatusCode) -> Lines {
+        Lines {
+            lists_headers: self.lists_headers,
+            // A 204 never has one (RFC 9110 section 8.6). Where both framings stand, which only an answer without a body may
+            // have here, the other one counts (RFC 9112 section 6.3).
+            drop_length: status == StatusCode::NO_CONTENT || self.chunked,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -170,7 +196,7 @@ mod tests {
     };
 
     fn read_all(bytes: &[u8], asked: Asked) -> Result<Option<(Reply, Delimited)>, &'static str> {
-        read(bytes, asked, |_, _| ())
+        read(bytes, asked, |_, _, _| ())
     }
 
     #[test]
@@ -240,6 +266,53 @@ mod tests {
             .unwrap()
             .unwrap();
         assert_eq!(how, Delimited::Close);
+    }
+
+    #[test]
+    fn which_lines_an_answer_without_body_keeps() {
+        for (head, drop_length, keep_alive) in [
+            ("HTTP/1.1 204 No Content\r\n\r\n", true, true),
+            ("HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", true, true),
+            // What it promises may follow.
+            (
+                "HTTP/1.1 204 No Content\r\nContent-Length: 1\r\n\r\n",
+                true,
+                false,
+            ),
+            (
+                "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n",
+                true,
+                false,
+            ),
+            (
+                "HTTP/1.1 304 Not Modified\r\nContent-Length: 1\r\n\r\n",
+                false,
+                true,
+            ),
+            (
+                "HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n",
+                true,
+                true,
+            ),
+        ] {
+            let mut seen = Lines::default();
+            let (reply, how) = read(head.as_bytes(), ASKED, |_, lines, _| seen = lines)
+                .unwrap()
+                .unwrap();
+            assert!(
+                matches!(reply.body, Body::Ended) && how == Delimited::AsIs,
+                "{head}"
+            );
+            assert_eq!(
+                (seen.drop_length, reply.keep_alive),
+                (drop_length, keep_alive),
+                "{head}"
+            );
+        }
+        let mut seen = Lines::default();
+        let listed = b"HTTP/1.1 200 OK\r\nConnection: close\r\nConnection: x-a\r\nContent-Length: 1\r\n\r\n";
+        read(listed, ASKED, |_, lines, _| seen = lines).unwrap().unwrap();
+        assert!(seen.lists_headers && !seen.drop_length);
     }
 
     #[test]

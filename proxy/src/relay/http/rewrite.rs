@@ -2,10 +2,12 @@
 
 use std::io::Write;
 
-use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, TE};
+use http::StatusCode;
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, TE};
 
-use super::head::{self, Connection, Framing, Head, options};
-use super::reply::{Asked, Delimited};
+use super::head::{self, Framing, options};
+use super::outline::Outline;
+use super::reply::{Asked, Delimited, Lines};
 
 /// Their values are marked sensitive: `Debug` hides them, and HTTP/2 never puts them into its compression table.
 const SECRETS: [HeaderName; 5] = [
@@ -20,7 +22,7 @@ const SECRETS: [HeaderName; 5] = [
 ///
 /// `Expect` too: whoever relays the body answers `100 Continue` when the intake's connection is there. Trailers are not
 /// forwarded in HTTP/1 (RFC 9110 section 6.5.1), so `Trailer` goes; those of HTTP/2 need no announcement.
-fn ends_here(name: &[u8]) -> bool {
+pub(super) fn ends_here(name: &[u8]) -> bool {
     let known: &[&str] = match name.len() {
         2 => &["te"],
         6 => &["expect"],
@@ -55,28 +57,24 @@ pub(super) fn put(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes the head for an HTTP/1.1 intake of that `host` name. `read` is what [`head::check`] gave for `bytes`.
-pub(super) fn request_head(bytes: &[u8], read: &Head<'_>, host: &[u8], out: &mut Vec<u8>) {
-    let (_, path) = read.split_target();
+/// Writes the head for an HTTP/1.1 intake of that `host` name. `outline` is what [`head::check`] gave for `bytes`.
+pub(super) fn request_head(bytes: &[u8], outline: &Outline, host: &[u8], out: &mut Vec<u8>) {
+    let (method, path) = (outline.method(bytes), outline.path(bytes));
     out.reserve(bytes.len() + host.len() + 64);
-    out.extend_from_slice(read.method.as_bytes());
+    out.extend_from_slice(method);
     // An absolute target without path means the root.
-    out.extend_from_slice(if path.starts_with('/') { b" " } else { b" /" });
-    out.extend_from_slice(path.as_bytes());
+    out.extend_from_slice(if path.starts_with(b"/") { b" " } else { b" /" });
+    out.extend_from_slice(path);
     out.extend_from_slice(b" HTTP/1.1\r\n");
     put(out, b"Host", host);
-    for (name, value) in head::headers(bytes) {
-        let dropped = ends_here(name)
-            || (name.len() == 4 && name.eq_ignore_ascii_case(b"host"))
-            || (read.lists_headers && is_listed(name, head::headers(bytes)));
-        if !dropped {
-            put(out, name, value);
-        }
+    match outline.pieces(bytes) {
+        Some(pieces) => pieces.for_each(|piece| out.extend_from_slice(piece)),
+        None => request_headers(bytes, outline.lists_headers, out),
     }
-    match read.framing {
+    match outline.framing {
         Framing::Chunked => put(out, b"Transfer-Encoding", b"chunked"),
         // Some servers want to be told that a body is empty (RFC 9110 section 8.6).
-        Framing::None if !read.has_length && matches!(read.method, "POST" | "PUT" | "PATCH") => {
+        Framing::None if !outline.has_length && matches!(method, b"POST" | b"PUT" | b"PATCH") => {
             put(out, b"Content-Length", b"0");
         }
         Framing::None | Framing::Length(_) => {}
@@ -84,9 +82,22 @@ pub(super) fn request_head(bytes: &[u8], read: &Head<'_>, host: &[u8], out: &mut
     out.extend_from_slice(b"\r\n");
 }
 
+/// Writes the headers of a request one by one.
+fn request_headers(bytes: &[u8], lists: bool, out: &mut Vec<u8>) {
+    for (name, value) in head::headers(bytes) {
+        let dropped = ends_here(name)
+            || (name.len() == 4 && name.eq_ignore_ascii_case(b"host"))
+            || (lists && is_listed(name, head::headers(bytes)));
+        if !dropped {
+            put(out, name, value);
+        }
+    }
+}
+
 /// Writes the head for an HTTP/1 client.
 pub(super) fn response_head(
     response: &httparse::Response<'_, '_>,
+    lines: Lines,
     delimited: Delimited,
     asked: Asked,
     out: &mut Vec<u8>,
@@ -97,21 +108,20 @@ pub(super) fn response_head(
             .iter()
             .map(|header| (header.name.as_bytes(), header.value))
     };
-    let lists = headers().any(|(name, value)| {
-        name.len() == 10 && name.eq_ignore_ascii_case(b"connection") && Connection::of(value).lists_headers
-    });
     status_line(
         asked,
         response.code.unwrap_or_default(),
         response.reason.unwrap_or_default(),
         out,
     );
-    let mut length = false;
+    let mut no_length = lines.drop_length;
     for (name, value) in headers() {
         let is_length = name.len() == 14 && name.eq_ignore_ascii_case(b"content-length");
         // Two that say the same are one.
-        let again = is_length && std::mem::replace(&mut length, true);
-        if !(ends_here(name) || again || (lists && is_listed(name, headers()))) {
+        let dropped = (is_length && std::mem::replace(&mut no_length, true))
+            || ends_here(name)
+            || (lines.lists_headers && is_listed(name, headers()));
+        if !dropped {
             put(out, name, value);
         }
     }
@@ -158,8 +168,12 @@ pub(super) fn request(headers: &mut HeaderMap) -> bool {
 }
 
 /// Makes the headers of an answer that came by hyper fit for the client.
-pub(super) fn response(headers: &mut HeaderMap) {
+pub(super) fn response(status: StatusCode, headers: &mut HeaderMap) {
     hop_by_hop(headers);
+    if status == StatusCode::NO_CONTENT {
+        // It has no content to have a length of (RFC 9110 section 8.6).
+        headers.remove(CONTENT_LENGTH);
+    }
 }
 
 fn hop_by_hop(headers: &mut HeaderMap) {

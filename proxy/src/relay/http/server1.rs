@@ -17,8 +17,8 @@ use tokio::time::{Instant, timeout};
 
 use super::head::{self, Violation};
 use super::linger::Linger;
-use super::window::Window;
-use super::{Client, ClientIo, Ended, answer};
+use super::outline::Checked;
+use super::{Begun, Client, ClientIo, Ended, answer};
 use crate::relay::drained;
 use crate::relay::outcome::Outcome;
 use crate::relay::timer::LazyTimer;
@@ -26,6 +26,7 @@ use crate::relay::upstream::connect::Handshake;
 use crate::tls::server::alert;
 
 mod bridge;
+mod fault;
 mod inbound;
 mod request;
 mod transfer;
@@ -34,15 +35,15 @@ pub(in crate::relay) use bridge::Own;
 pub(in crate::relay) use inbound::BodyFault;
 use inbound::{Inbound, say};
 
-/// Serves HTTP/1 on `io` until either side is done or we drain. `prefix` was read from it before.
+/// Serves HTTP/1 on `io` until either side is done or we drain. `begun` is what was read from it before, and
+/// waited with.
 pub(super) async fn serve<H: Handshake, IO: ClientIo>(
     client: Rc<Client<H>>,
     io: IO,
-    prefix: Vec<u8>,
+    begun: Begun,
     mut drain: watch::Receiver<bool>,
 ) -> Ended {
-    let mut connection = Connection::new(client, io, &prefix, drain.clone());
-    drop(prefix);
+    let mut connection = Connection::new(client, io, begun, drain.clone());
     let mut draining = pin!(drained(&mut drain));
     let end = loop {
         match connection.head(draining.as_mut()).await {
@@ -141,24 +142,33 @@ struct Connection<H: Handshake, IO> {
     idle_since: Instant,
     /// We drain.
     last: bool,
-    last_route: Option<request::Last>,
+    /// The first head, when it was checked before.
+    checked: Option<Checked>,
 }
 
 impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
-    fn new(client: Rc<Client<H>>, io: IO, prefix: &[u8], drain: watch::Receiver<bool>) -> Self {
+    fn new(
+        client: Rc<Client<H>>,
+        io: IO,
+        Begun {
+            window,
+            timer,
+            checked,
+        }: Begun,
+        drain: watch::Receiver<bool>,
+    ) -> Self {
         let idle_timeout = client.thread.shared.config.limits.idle_timeout;
-        let window = Window::new(Rc::clone(&client.thread.buffers), prefix);
         let now = Instant::now();
         Self {
             client,
             inbound: Rc::new(RefCell::new(Inbound::new(io, window, drain))),
-            timer: LazyTimer::new(now + idle_timeout),
+            timer: timer.unwrap_or_else(|| LazyTimer::new(now + idle_timeout)),
             idle_timeout,
             requests: 0,
             partial: false,
             idle_since: now,
             last: false,
-            last_route: None,
+            checked,
         }
     }
 
@@ -167,6 +177,11 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
     async fn head(&mut self, mut draining: Pin<&mut impl Future<Output = ()>>) -> Next {
         let limits = &self.client.thread.shared.config.limits;
         let (max_head, header_timeout) = (limits.max_header_bytes, limits.header_timeout);
+        if let Some(checked) = &self.checked
+            && checked.end <= max_head
+        {
+            return Next::Request(checked.end);
+        }
         let mut searched = 0;
         let mut head_since = self.idle_since;
         self.partial = false;

@@ -194,32 +194,26 @@ async fn handle<H: Handshake>(
         .map(|host| host.to_str().map_err(|_| decide::Refusal::Bad("malformed Host")))
         .transpose();
     let authority = parts.uri.authority().map(http::uri::Authority::as_str);
-    let route = host.and_then(|host| {
+    let found = host.and_then(|host| {
         head2::check(&parts)?;
-        decide::request(
-            &client.origin,
-            client.asking.as_ref().map(|asking| asking.name.as_str()),
-            None,
-            authority.or(host),
-            parts.uri.path(),
-            &shared.catalog,
-        )
+        let destinations = &client.thread.destinations;
+        destinations.find(client, None, authority.or(host), parts.uri.path())
     });
-    let route = match route {
-        Ok(route) => route,
+    let destination = match found {
+        Ok(destination) => destination,
         Err(refusal) => {
             let (outcome, reason) = answer::refused(refusal);
             return own(outcome, reason.to_owned(), recording);
         }
     };
-    let target = client.thread.targets.get(route, &shared.catalog);
-    recording.record().set_route(&target);
+    let target = &destination.target;
+    recording.record().set_route(target);
     let trailers = rewrite::request(&mut parts.headers);
     let draft = Draft::new(parts, trailers);
-    match upstream::send(client, &target, None, draft, &upload, &timer, &mut recording).await {
+    match upstream::send(client, &destination, None, draft, &upload, &timer, &mut recording).await {
         Ok(reply) => {
             let (mut parts, incoming) = reply.response.into_parts();
-            rewrite::response(&mut parts.headers);
+            rewrite::response(parts.status, &mut parts.headers);
             parts.version = Version::HTTP_11;
             recording.record().set_status(parts.status);
             Response::from_parts(

@@ -47,7 +47,7 @@ impl From<Framing> for Body {
 
 /// The window on what one side sends.
 #[derive(Debug)]
-pub(super) struct Window {
+pub(in crate::relay) struct Window {
     buffers: Rc<Buffers>,
     /// Only while there is something in it.
     buffer: Option<Buffer>,
@@ -63,7 +63,7 @@ pub(super) struct Window {
 
 /// What came of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Filled {
+pub(in crate::relay) enum Filled {
     /// Bytes.
     Some,
     /// The end of the stream.
@@ -71,30 +71,32 @@ pub(super) enum Filled {
 }
 
 impl Window {
-    /// With what was read before.
-    ///
-    /// `bytes` are the start of a message, and no longer than a buffer.
-    pub(super) fn new(buffers: Rc<Buffers>, bytes: &[u8]) -> Self {
-        let mut buffer = None;
-        let end = bytes.len().min(buffers.size());
-        if end > 0 {
-            let mut taken = buffers.take();
-            taken.extend_from_slice(&bytes[..end]);
-            buffer = Some(taken);
-        }
+    /// With nothing in it yet.
+    pub(in crate::relay) fn new(buffers: Rc<Buffers>) -> Self {
         Self {
             buffers,
-            buffer,
+            buffer: None,
             head: 0,
             data: 0..0,
             raw: 0,
-            end,
+            end: 0,
             body: Body::Ended,
         }
     }
 
+    /// With what a client sent before.
+    #[cfg(any(test, feature = "counts"))]
+    pub(in crate::relay) fn holding(buffers: Rc<Buffers>, bytes: &[u8]) -> Self {
+        let mut window = Self::new(buffers);
+        let mut buffer = window.buffers.take();
+        buffer.extend_from_slice(bytes);
+        window.end = buffer.len();
+        window.buffer = Some(buffer);
+        window
+    }
+
     /// Reads more behind what is there. There must be room: see [`Window::has_room`].
-    pub(super) fn poll_fill<IO: AsyncRead + Unpin + ?Sized>(
+    pub(in crate::relay) fn poll_fill<IO: AsyncRead + Unpin + ?Sized>(
         &mut self,
         io: &mut IO,
         cx: &mut Context<'_>,
@@ -127,7 +129,7 @@ impl Window {
     }
 
     /// True when more can be read.
-    pub(super) fn has_room(&self) -> bool {
+    pub(in crate::relay) fn has_room(&self) -> bool {
         self.end < self.buffers.size()
     }
 
@@ -136,7 +138,7 @@ impl Window {
     }
 
     /// What is not decoded: a head, or a part of it.
-    pub(super) fn raw(&self) -> &[u8] {
+    pub(in crate::relay) fn raw(&self) -> &[u8] {
         &self.bytes()[self.raw..self.end]
     }
 

@@ -62,9 +62,11 @@ pub(in crate::relay) struct Shelf {
 }
 
 /// The encrypted stream of a connection, whatever TLS it is.
-pub(in crate::relay) trait Wire: AsyncRead + AsyncWrite + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Wire for S {}
+pub(in crate::relay) trait Wire: AsyncRead + AsyncWrite + Unpin {
+    /// How many bytes the peer's kernel has confirmed so far, and how many ours took, counted alike. `None` when ours does
+    /// not tell.
+    fn sent(&self) -> Option<(u64, u64)>;
+}
 
 /// Which client a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,8 @@
 //! Names to addresses, as this host would answer: its hosts file first, then the servers of its resolv.conf.
 //!
-//! Answers are kept for their TTL and beyond it when a refresh fails: an intake's addresses outlive a DNS outage. When
+//! Answers are kept for their TTL and beyond it when a refresh fails: an intake's addresses outlive a DNS outage. While nobody
+//! answers, few questions are asked: for a request one for each name every [`RETRY_AFTER`], for the kernel's filter one name at a
+//! time (see [`silent`]). When
 //! resolv.conf is missing or names no server, the C library is asked (`getaddrinfo`, on a blocking thread), so that
 //! unusual hosts still work; public resolvers are never used. `nsswitch.conf` is not read.
 //!
@@ -12,26 +14,30 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use hickory_resolver::config::{LookupIpStrategy, ResolveHosts};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::{Resolver as Hickory, TokioResolver, system_conf};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::catalog::{Catalog, normalise};
 
+mod servers;
 mod silent;
 
+use servers::Servers;
 use silent::Silent;
 
 /// Assumed for answers that carry no TTL: the hosts file and `getaddrinfo`.
 const DEFAULT_TTL: Duration = Duration::from_secs(60);
 /// A TTL of nothing must not mean a question per request.
 const MIN_TTL: Duration = Duration::from_secs(5);
-/// After a failure a known answer is used this long before the servers are asked again.
+/// After a failure a known answer is used this long before the servers are asked again; where none is known, the failure is
+/// told again without a question at most so long. As long as resolv.conf lets one question take (5 s), which an asker would wait
+/// anyway; an Agent tries again for longer than that.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// The first time it is told again for so long only, then for twice as long each time: one lost packet is no outage.
+const FIRST_RETRY_AFTER: Duration = Duration::from_millis(500);
 /// How often the files are looked at for changes.
 const FILE_CHECK: Duration = Duration::from_secs(1);
 /// The watcher's rhythm; see [`Resolver::watch_intake`].
@@ -49,7 +55,10 @@ const MAX_NAMES: usize = 1024;
 /// A name did not resolve.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ResolveError {
-    /// The servers said no, or nothing.
+    /// A server said that there is no such name, or no address of it.
+    #[error("{0}")]
+    Denied(String),
+    /// No server said anything about the name.
     #[error("{0}")]
     Lookup(String),
     /// The runtime of the resolver is gone: the process ends.
@@ -103,8 +112,7 @@ struct State {
     hosts_stamp: Option<Stamp>,
     resolv_stamp: Option<Stamp>,
     hosts: HashMap<String, Vec<IpAddr>>,
-    /// `None`: no resolv.conf with a server in it.
-    servers: Option<TokioResolver>,
+    servers: Servers,
     names: HashMap<String, Arc<Name>>,
 }
 
@@ -112,6 +120,7 @@ struct State {
 #[derive(Debug, Default)]
 struct Name {
     answer: Mutex<Option<Answer>>,
+    failure: Mutex<Option<Failure>>,
     asking: tokio::sync::Mutex<()>,
 }
 
@@ -120,6 +129,17 @@ struct Answer {
     ips: Vec<IpAddr>,
     ttl: Duration,
     fresh_until: Instant,
+    /// The servers did not answer when they were asked for it again.
+    stale: bool,
+}
+
+/// Nobody knew an address, and none was known before.
+#[derive(Clone, Debug)]
+struct Failure {
+    error: ResolveError,
+    /// How long it is told without a question, and until when.
+    pause: Duration,
+    until: Instant,
 }
 
 /// A file's identity and state: changes when it is edited or replaced.
@@ -147,10 +167,11 @@ impl Resolver {
 
     /// Keeps the kernel's filter informed: every intake name of the catalogue and of the hosts file is asked for now and
     /// again when its TTL is over (at least 30 s, at most 5 min; one that does not exist less and less often), the hosts file at once when it changes. What is known
-    /// without asking is told first, and each answer as it comes: a server that does not answer delays nobody else.
+    /// without asking is told first, and each answer as it comes: a server that does not answer delays nobody else. While no server
+    /// answers for any name, only one is asked for, now and then, and what was known is told again.
     pub async fn watch_intake(&self, catalog: &Catalog, tell: impl Fn(Intake)) {
         let mut due: HashMap<String, Instant> = HashMap::new();
-        let mut hosts_stamp = None;
+        let mut stamps = None;
         let mut silent = Silent::default();
         let mut waiting = VecDeque::new();
         let mut asking: JoinSet<(String, Result<Answer, ResolveError>)> = JoinSet::new();
@@ -163,42 +184,81 @@ impl Resolver {
                     for name in catalog.names().into_iter().chain(self.inner.hosts_names(catalog)) {
                         due.entry(name).or_insert(now);
                     }
-                    let stamp = stamp(&self.inner.sources.hosts);
-                    if stamp != hosts_stamp {
-                        hosts_stamp = stamp;
+                    let sources = &self.inner.sources;
+                    let found = Some((stamp(&sources.hosts), stamp(&sources.resolv_conf)));
+                    if found != stamps {
+                        stamps = found;
+                        silent.other_servers();
                         due.values_mut().for_each(|due| *due = now);
                     }
                     let mut at_once = Vec::new();
                     for (name, due) in due.iter_mut().filter(|(_, due)| **due <= now) {
-                        if let Some(answer) = self.inner.known(name) {
+                        let known = match silent.outage() {
+                            true => self.inner.last_known(name),
+                            false => self.inner.known(name),
+                        };
+                        if let Some(answer) = known {
                             let ttl = answer.ttl.clamp(WATCH_MIN, WATCH_MAX);
                             *due = now + ttl;
                             at_once.extend(answer.ips.into_iter().map(|ip| (ip, ttl)));
-                        } else {
+                        } else if !silent.outage() {
                             // Again at the latest then, should the answer be lost.
                             *due = now + WATCH_MAX;
                             waiting.push_back(name.clone());
                         }
                     }
+                    // Should nobody answer for some names, the others come first.
+                    waiting.make_contiguous().sort_by_key(|name| silent.unheard(name));
                     if !at_once.is_empty() {
                         tell(Intake::Addresses(at_once));
                     }
                 }
-                Some(asked) = asking.join_next() => match asked {
-                    Ok((name, Ok(Answer { ips, ttl, .. }))) => {
-                        let ttl = ttl.clamp(WATCH_MIN, WATCH_MAX);
-                        let now = Instant::now();
-                        silent.answered(&name, now);
-                        due.insert(name, now + ttl);
-                        tell(Intake::Addresses(ips.into_iter().map(|ip| (ip, ttl)).collect()));
+                Some(asked) = asking.join_next() => {
+                    let now = Instant::now();
+                    let was_outage = silent.outage();
+                    match asked {
+                        Ok((name, Ok(Answer { ips, ttl, stale, .. }))) => {
+                            let ttl = ttl.clamp(WATCH_MIN, WATCH_MAX);
+                            if stale {
+                                silent.unheard_again(&name);
+                            } else {
+                                silent.answered(&name, now);
+                            }
+                            due.insert(name, now + ttl);
+                            tell(Intake::Addresses(ips.into_iter().map(|ip| (ip, ttl)).collect()));
+                        }
+                        Ok((name, Err(error))) => {
+                            tracing::debug!(%name, %error, "intake name does not resolve");
+                            let pause = match error {
+                                ResolveError::Denied(_) => silent.denied(&name, now),
+                                _ => {
+                                    silent.unheard_again(&name);
+                                    WATCH_MIN
+                                }
+                            };
+                            due.insert(name, now + pause);
+                        }
+                        Err(error) => tracing::warn!(%error, "a lookup ended abnormally"),
                     }
-                    Ok((name, Err(error))) => {
-                        tracing::debug!(%name, %error, "intake name does not resolve");
-                        let now = Instant::now();
-                        due.insert(name.clone(), now + silent.failed(name, now));
+                    match (was_outage, silent.outage()) {
+                        (false, true) => {
+                            tracing::warn!("no name server answers: intake names are asked for one at a time until one does");
+                            // What was known of the others is told at the next look.
+                            due.extend(waiting.drain(..).map(|name| (name, now)));
+                        }
+                        (true, false) => {
+                            tracing::info!("name servers answer again");
+                            due.values_mut().for_each(|due| *due = now);
+                            look.reset_immediately();
+                        }
+                        _ => {}
                     }
-                    Err(error) => tracing::warn!(%error, "a lookup ended abnormally"),
-                },
+                }
+                () = silent.pause(), if silent.outage() && asking.is_empty() => {
+                    // What is known would be said without a question.
+                    let unknown = due.keys().filter(|name| self.inner.known(name).is_none());
+                    waiting.extend(silent.probe(unknown));
+                }
                 () = elapsed(first_round.as_mut()) => {
                     first_round = None;
                     tell(Intake::Asked);
@@ -216,7 +276,7 @@ impl Resolver {
                     &self.runtime,
                 );
             }
-            if first_round.is_some() && asking.is_empty() && waiting.is_empty() {
+            if first_round.is_some() && asking.is_empty() && waiting.is_empty() && !silent.outage() {
                 first_round = None;
                 tell(Intake::Asked);
             }
@@ -240,20 +300,24 @@ impl Resolver {
 impl Inner {
     /// What can be said without asking anyone.
     fn known(&self, name: &str) -> Option<Answer> {
+        self.last_known(name)
+            .filter(|answer| answer.fresh_until > Instant::now())
+    }
+
+    /// The same, however old.
+    fn last_known(&self, name: &str) -> Option<Answer> {
         let state = lock(&self.state);
         if let Some(ips) = state.hosts.get(name) {
             return Some(Answer {
                 ips: ips.clone(),
                 ttl: DEFAULT_TTL,
-                fresh_until: Instant::now(),
+                // The file is looked at before this.
+                fresh_until: Instant::now() + FILE_CHECK,
+                stale: false,
             });
         }
         let known = state.names.get(name)?;
-        let answer = lock(&known.answer);
-        answer
-            .as_ref()
-            .filter(|answer| answer.fresh_until > Instant::now())
-            .cloned()
+        lock(&known.answer).clone()
     }
 
     async fn answer(&self, name: &str) -> Result<Answer, ResolveError> {
@@ -275,10 +339,11 @@ impl Inner {
         if let Some(answer) = self.known(name) {
             return Ok(answer);
         }
-        let asked = match servers {
-            Some(servers) => ask_servers(&servers, name).await,
-            None => ask_libc(name).await,
-        };
+        let before = lock(&entry.failure).clone();
+        if let Some(failure) = before.as_ref().filter(|failure| failure.until > Instant::now()) {
+            return Err(failure.error.clone());
+        }
+        let asked = servers.ask(name).await;
         let mut kept = lock(&entry.answer);
         match (asked, kept.as_mut()) {
             (Ok((ips, ttl)), _) => {
@@ -286,16 +351,29 @@ impl Inner {
                     ips,
                     ttl,
                     fresh_until: Instant::now() + ttl.max(MIN_TTL),
+                    stale: false,
                 };
                 *kept = Some(answer.clone());
+                *lock(&entry.failure) = None;
                 Ok(answer)
             }
             (Err(error), Some(last_good)) => {
                 tracing::warn!(%name, %error, "name does not resolve now, its last addresses are used");
                 last_good.fresh_until = Instant::now() + RETRY_AFTER;
+                last_good.stale = matches!(error, ResolveError::Lookup(_));
                 Ok(last_good.clone())
             }
-            (Err(error), None) => Err(error),
+            (Err(error), None) => {
+                let pause = before
+                    .map_or(FIRST_RETRY_AFTER, |before| before.pause * 2)
+                    .min(RETRY_AFTER);
+                *lock(&entry.failure) = Some(Failure {
+                    error: error.clone(),
+                    pause,
+                    until: Instant::now() + pause,
+                });
+                Err(error)
+            }
         }
     }
 
@@ -328,9 +406,10 @@ impl Inner {
         let resolv = stamp(&self.sources.resolv_conf);
         if first || resolv != state.resolv_stamp {
             state.resolv_stamp = resolv;
-            state.servers = read_servers(&self.sources.resolv_conf);
+            state.servers = Servers::read(&self.sources.resolv_conf);
             // Other servers may know better; what was known stays as the last good answer.
             for name in state.names.values() {
+                *lock(&name.failure) = None;
                 if let Some(answer) = lock(&name.answer).as_mut() {
                     answer.fresh_until = Instant::now();
                 }
@@ -345,35 +424,6 @@ async fn elapsed(sleep: Option<&mut Pin<Box<tokio::time::Sleep>>>) {
         Some(sleep) => sleep.await,
         None => std::future::pending().await,
     }
-}
-
-async fn ask_servers(servers: &TokioResolver, name: &str) -> Result<(Vec<IpAddr>, Duration), ResolveError> {
-    // The trailing dot keeps search domains out: an intake name is always whole.
-    let found = servers.lookup_ip([name, "."].concat()).await.map_err(|error| {
-        ResolveError::Lookup(if error.is_nx_domain() {
-            "the name does not exist (NXDOMAIN)".to_owned()
-        } else if error.is_no_records_found() {
-            "the name has no A or AAAA record".to_owned()
-        } else {
-            error.to_string()
-        })
-    })?;
-    let ttl = found.valid_until().saturating_duration_since(Instant::now());
-    non_empty(found.iter().collect(), ttl)
-}
-
-async fn ask_libc(name: &str) -> Result<(Vec<IpAddr>, Duration), ResolveError> {
-    let found = tokio::net::lookup_host((name, 0))
-        .await
-        .map_err(|e| ResolveError::Lookup(e.to_string()))?;
-    non_empty(found.map(|address| address.ip()).collect(), DEFAULT_TTL)
-}
-
-fn non_empty(ips: Vec<IpAddr>, ttl: Duration) -> Result<(Vec<IpAddr>, Duration), ResolveError> {
-    if ips.is_empty() {
-        return Err(ResolveError::Lookup("the answer holds no address".to_owned()));
-    }
-    Ok((ips, ttl))
 }
 
 /// `address name...`, `#` begins a comment (hosts(5)).
@@ -402,28 +452,6 @@ fn read_hosts(path: &Path) -> HashMap<String, Vec<IpAddr>> {
         }
     }
     hosts
-}
-
-/// A client for the servers of resolv.conf; `None` when it is missing or names none.
-fn read_servers(path: &Path) -> Option<TokioResolver> {
-    let text = std::fs::read(path)
-        .inspect_err(|error| tracing::debug!(path = %path.display(), %error, "cannot read"))
-        .ok()?;
-    let (config, mut options) = system_conf::parse_resolv_conf(text)
-        .inspect_err(
-            |error| tracing::info!(path = %path.display(), %error, "asking the C library for names instead"),
-        )
-        .ok()?;
-    options.use_hosts_file = ResolveHosts::Never;
-    options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-    options.try_tcp_on_error = true;
-    // Answers are kept here, with the last good one: a second cache would only hide TTLs.
-    options.cache_size = 0;
-    let builder = Hickory::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options);
-    builder
-        .build()
-        .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "cannot use the DNS servers"))
-        .ok()
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {

@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::connect::HandshakeFailure;
+use super::pool::Wire;
 use crate::tls::{ClientStream, HandshakeError};
 
 /// How long a reset may come behind the peer's end, on the rare way of a reused connection that ended without an answer.
@@ -101,6 +102,18 @@ impl Watch {
             }
         }
         true
+    }
+
+    /// How many bytes the peer has confirmed so far, and how many the kernel took from us, counted alike. `None` when it does
+    /// not tell.
+    pub(super) fn sent(&self) -> Option<(u64, u64)> {
+        let confirmed = bytes_confirmed(&self.stream.borrow())?;
+        Some((confirmed, self.written()?))
+    }
+
+    /// The second of these, without asking the kernel.
+    pub(super) fn written(&self) -> Option<u64> {
+        self.base.map(|base| base + self.written.get())
     }
 
     /// From now on the peer hands on what it gets.
@@ -347,6 +360,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
     }
 }
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire for Noted<S> {
+    fn sent(&self) -> Option<(u64, u64)> {
+        self.watch.sent()
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Noted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.failed.is_some() {
@@ -391,7 +410,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Noted<S> {
 }
 
 /// How many bytes the peer's kernel has acknowledged (`tcpi_bytes_acked`). `None` on kernels before 4.1, which do not tell.
-fn bytes_confirmed(stream: &TcpStream) -> Option<u64> {
+pub(in crate::relay) fn bytes_confirmed(stream: &TcpStream) -> Option<u64> {
     // `struct tcp_info` of include/uapi/linux/tcp.h, as 64 bit words up to tcpi_bytes_acked (offset 120): neither libc
     // nor nix knows the field.
     const BYTES_ACKED: usize = 120 / 8;

@@ -1,7 +1,7 @@
 //! Records, and the handshake messages in them, taken apart as the bytes come: in any split, at a cost that is linear in their
 //! number, holding no more than the one message that somebody wants.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use tls_parser::nom::Parser;
 use tls_parser::nom::combinator::all_consuming;
@@ -154,8 +154,8 @@ fn fill(target: &mut [u8], have: &mut usize, bytes: &mut &[u8]) -> bool {
 }
 
 /// Extensions of a hello by their numbers. Their contents are not looked at.
-pub(super) fn extensions(mut bytes: &[u8]) -> Result<HashMap<u16, &[u8]>, Problem> {
-    let mut found = HashMap::new();
+pub(super) fn extensions(mut bytes: &[u8]) -> Result<BTreeMap<u16, &[u8]>, Problem> {
+    let mut found = BTreeMap::new();
     while !bytes.is_empty() {
         let Ok((rest, TlsExtension::Unknown(kind, contents))) = parse_tls_extension_unknown(bytes) else {
             return Err("wrong length of an extension");

@@ -1,13 +1,13 @@
 //! Answers: bodiless ones, broken ones, large ones, and clients that do not read.
 
-use std::io::Read;
+use std::io::{BufReader, Cursor, Read};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use agent_fips_proxy::relay::outcome::Outcome;
 
 use super::{Intake, PART, PARTS, part};
-use crate::harness::{eventually, read_message};
+use crate::harness::{Client, eventually, read_message, read_slowly};
 
 #[test]
 fn answers_without_body_keep_the_connection_in_step() {
@@ -125,6 +125,67 @@ fn a_client_that_does_not_read_has_a_time_limit() {
             "{}: it seems whole",
             intake.name()
         );
+    }
+}
+
+#[test]
+fn a_client_that_reads_little_at_a_time_keeps_its_answer() {
+    for intake in Intake::both() {
+        let limit = Duration::from_millis(500);
+        let proxy = intake.proxy_with(|setup| setup.config.limits.idle_timeout = limit);
+        let mut client = Client::narrow(proxy.explicit);
+        client.send("GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        // Some 700 kB a second: until a third of a socket's buffer is free, longer than the limit.
+        let first = read_slowly(&mut client.stream, 6 * limit).unwrap();
+        let mut all = BufReader::new(Cursor::new(first).chain(&client.stream));
+        let answer = read_message(&mut all, false).unwrap().unwrap();
+        assert_eq!(answer.body.len(), PART * PARTS, "{}", intake.name());
+        assert_eq!(proxy.requests(1)[0].outcome, Outcome::Ok, "{}", intake.name());
+    }
+}
+
+#[test]
+fn an_answer_that_ends_with_its_connection_is_reset_when_draining_cuts_it() {
+    for intake in Intake::both() {
+        let mut proxy =
+            intake.proxy_with(|setup| setup.config.limits.drain_timeout = Duration::from_millis(200));
+        let mut old = proxy.client();
+        old.send("GET /drip HTTP/1.0\r\n\r\n");
+        assert_eq!(old.head_response().status(), 200);
+        let mut part = [0; 3];
+        old.reader.read_exact(&mut part).unwrap();
+        proxy.drain();
+        proxy.join();
+        let end = old.reader.read(&mut part).map_err(|error| error.kind());
+        assert_eq!(
+            end,
+            Err(std::io::ErrorKind::ConnectionReset),
+            "{}: what was cut looks whole",
+            intake.name()
+        );
+        assert_eq!(
+            proxy.requests(1)[0].outcome,
+            Outcome::ClientAborted,
+            "{}",
+            intake.name()
+        );
+    }
+}
+
+#[test]
+fn an_answer_without_content_has_no_length() {
+    for intake in Intake::both() {
+        let proxy = intake.proxy();
+        let mut client = proxy.client();
+        for _ in 0..2 {
+            let answer = client.get("/204");
+            assert_eq!(
+                (answer.status(), answer.header("content-length")),
+                (204, None),
+                "{}",
+                intake.name()
+            );
+        }
     }
 }
 

@@ -12,22 +12,23 @@ use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue};
 use http::response::Parts;
 use http::{Method, StatusCode, Uri};
 use http_body::Body;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
-use super::inbound::{BodyFault, Inbound, flush, write};
+use super::inbound::{BodyFault, Inbound, give};
 use super::request::{Request, gone};
 use super::{ClientIo, Connection, Then};
 use crate::relay::http::batch::Batch;
 use crate::relay::http::body::{Download, Relay, Upload};
 use crate::relay::http::exchange::Exchange;
 use crate::relay::http::head::{self, Framing, Violation};
+use crate::relay::http::outline::Outline;
 use crate::relay::http::record::{Record, Recording};
 use crate::relay::http::reply::Delimited;
 use crate::relay::http::{request_timer, rewrite};
 use crate::relay::outcome::Outcome;
 use crate::relay::upstream::connect::Handshake;
+use crate::relay::upstream::destination::Destination;
 use crate::relay::upstream::pool::Line;
-use crate::relay::upstream::target::Target;
 use crate::relay::upstream::{self, Draft};
 
 /// A request body that is read from an HTTP/1 client by whoever sends it on.
@@ -44,21 +45,11 @@ pub(in crate::relay) trait Own {
 struct FromWindow<IO> {
     inbound: Rc<RefCell<Inbound<IO>>>,
     length: Option<u64>,
-    /// The client waits for `100 Continue`: its bytes still to be written.
-    interim: &'static [u8],
 }
 
 impl<IO: ClientIo> Own for FromWindow<IO> {
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyFault>>> {
         let mut inbound = self.inbound.borrow_mut();
-        while !self.interim.is_empty() && inbound.window.data().is_empty() {
-            match ready!(Pin::new(&mut inbound.io).poll_write(cx, self.interim)) {
-                Ok(written @ 1..) => self.interim = &self.interim[written..],
-                Ok(0) | Err(_) => return Poll::Ready(Some(Err(BodyFault::Gone))),
-            }
-            // A session that cannot write now will with the next bytes.
-            let _ = Pin::new(&mut inbound.io).poll_flush(cx);
-        }
         if let Err(fault) = ready!(inbound.poll_body(false, cx)) {
             return Poll::Ready(Some(Err(fault)));
         }
@@ -85,7 +76,7 @@ impl<IO: ClientIo> Own for FromWindow<IO> {
 pub(super) async fn relay<H: Handshake, IO: ClientIo>(
     connection: &mut Connection<H, IO>,
     request: Request,
-    target: &Target,
+    destination: &Destination,
     line: Line,
     record: Record,
 ) -> Then {
@@ -94,7 +85,7 @@ pub(super) async fn relay<H: Handshake, IO: ClientIo>(
     exchange.begin();
     let draft = {
         let inbound = connection.inbound.borrow();
-        match draft(inbound.window.head()) {
+        match draft(inbound.window.head(), &inbound.outline) {
             Ok(draft) => draft,
             Err(violation) => return Then::Refuse(violation),
         }
@@ -106,11 +97,6 @@ pub(super) async fn relay<H: Handshake, IO: ClientIo>(
             Framing::Length(length) => Some(length),
             Framing::Chunked => None,
         },
-        interim: if request.expects_continue {
-            super::transfer::CONTINUE
-        } else {
-            b""
-        },
     };
     let upload = Upload::own(Box::new(body), connection.idle_timeout, Rc::clone(&exchange));
     let timer = request_timer(&client);
@@ -120,7 +106,7 @@ pub(super) async fn relay<H: Handshake, IO: ClientIo>(
     let _void = Void(upload.clone());
     let sent = tokio::select! {
         biased;
-        sent = upstream::send(&client, target, Some(line), draft, &upload, &timer, &mut recording) => sent,
+        sent = upstream::send(&client, destination, Some(line), draft, &upload, &timer, &mut recording) => sent,
         () = poll_fn(|cx| inbound.borrow_mut().poll_gone(cx)) => return gone(recording.record()),
     };
     recording.record().set_bytes_up(upload.bytes());
@@ -136,7 +122,7 @@ pub(super) async fn relay<H: Handshake, IO: ClientIo>(
                 timeout: client.thread.shared.config.upstream.response_timeout,
                 progress: Instant::now(),
             };
-            give(connection, request, parts, relay, &upload).await
+            respond(connection, request, parts, relay, &upload).await
         }
         Err(failure) => {
             // The client's own body was at fault.
@@ -147,7 +133,7 @@ pub(super) async fn relay<H: Handshake, IO: ClientIo>(
                 return connection.own(request, outcome, reason, recording.record()).await;
             }
             connection
-                .failed(request, &failure, target, recording.record())
+                .failed(request, &failure, &destination.target, recording.record())
                 .await
         }
     }
@@ -163,15 +149,14 @@ impl Drop for Void {
 }
 
 /// The request as hyper takes it. Its head was good.
-fn draft(bytes: &[u8]) -> Result<Draft, Violation> {
-    let read = head::check(bytes)?;
-    let (_, path) = read.split_target();
-    let uri = match path.starts_with('/') {
-        true => path.parse::<Uri>(),
-        false => format!("/{path}").parse(),
+fn draft(bytes: &[u8], outline: &Outline) -> Result<Draft, Violation> {
+    let path = outline.path(bytes);
+    let uri = match path.starts_with(b"/") {
+        true => Uri::try_from(path),
+        false => Uri::try_from([b"/", path].concat()),
     };
     let (mut parts, ()) = http::Request::new(()).into_parts();
-    parts.method = Method::from_bytes(read.method.as_bytes()).map_err(|_| Violation::Method)?;
+    parts.method = Method::from_bytes(outline.method(bytes)).map_err(|_| Violation::Method)?;
     parts.uri = uri.map_err(|_| Violation::Target)?;
     for (name, value) in head::headers(bytes) {
         let name = HeaderName::from_bytes(name).map_err(|_| Violation::HeaderName)?;
@@ -183,14 +168,14 @@ fn draft(bytes: &[u8]) -> Result<Draft, Violation> {
 }
 
 /// Writes the answer.
-async fn give<H: Handshake, IO: ClientIo>(
+async fn respond<H: Handshake, IO: ClientIo>(
     connection: &mut Connection<H, IO>,
     request: Request,
     mut parts: Parts,
     mut relay: Relay,
     upload: &Upload,
 ) -> Then {
-    rewrite::response(&mut parts.headers);
+    rewrite::response(parts.status, &mut parts.headers);
     relay.recording.record().set_status(parts.status);
     let mut asked = request.asked;
     let delimited = delimit(&mut parts, asked.head, asked.http10, &relay);
@@ -205,45 +190,49 @@ async fn give<H: Handshake, IO: ClientIo>(
     let chunked = delimited == Delimited::Chunked;
     batch.stage(0, false, false);
     let (inbound, idle) = (Rc::clone(&connection.inbound), connection.idle_timeout);
+    if delimited == Delimited::Close {
+        // Until its last byte is with the client, every end of the connection must look like none of the answer.
+        inbound.borrow().io.set_abortive(true);
+    }
+    let timer = &mut connection.timer;
     let mut download = Download::Relay(relay);
     let given = async {
-        write(&inbound, &mut batch, b"")
-            .await
-            .map_err(|_| Outcome::ClientAborted)?;
+        let gone = |_| Outcome::ClientAborted;
+        let mut last = false;
+        let mut data = Bytes::new();
+        // The head, the parts of the body, and what says that it has ended.
         loop {
+            give(&inbound, &mut batch, &data, true, idle, timer)
+                .await
+                .map_err(gone)?;
+            if last {
+                return Ok(());
+            }
             let frame = poll_fn(|cx| Pin::new(&mut download).poll_frame(cx)).await;
-            let data = match frame {
-                None => break,
+            last = frame.is_none();
+            data = match frame {
+                None => Bytes::new(),
                 Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
                 // Recorded where it happened.
                 Some(Err(_)) => return Err(Outcome::UpstreamProtocol),
             };
-            batch.stage(data.len(), chunked, false);
-            let written = timeout(idle, write(&inbound, &mut batch, &data)).await;
-            if !matches!(written, Ok(Ok(()))) {
-                return Err(Outcome::ClientAborted);
-            }
+            batch.stage(data.len(), chunked, last);
         }
-        batch.stage(0, chunked, true);
-        write(&inbound, &mut batch, b"")
-            .await
-            .map_err(|_| Outcome::ClientAborted)?;
-        flush(&inbound).await.map_err(|_| Outcome::ClientAborted)
     };
     let given = tokio::select! {
         biased;
         given = given => given,
         () = poll_fn(|cx| inbound.borrow_mut().poll_gone(cx)) => Err(Outcome::ClientAborted),
     };
-    match given {
-        Err(outcome) => {
-            if delimited == Delimited::Close {
-                inbound.borrow().io.spoil();
-            }
-            Then::Cut(outcome)
-        }
-        Ok(()) if asked.keep_alive && upload.is_complete() => Then::Next,
-        Ok(()) => Then::Close(Outcome::Ok, None),
+    if let Err(outcome) = given {
+        return Then::Cut(outcome);
+    }
+    if delimited == Delimited::Close {
+        inbound.borrow().io.set_abortive(false);
+    }
+    match asked.keep_alive && upload.is_complete() {
+        true => Then::Next,
+        false => Then::Close(Outcome::Ok, None),
     }
 }
 

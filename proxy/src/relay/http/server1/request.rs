@@ -11,55 +11,37 @@ use tokio::time::timeout;
 use super::inbound::say;
 use super::transfer::{Bounds, Fault, Transfer};
 use super::{ClientIo, Connection, Then, bridge};
-use crate::catalog::{Catalog, Product};
 use crate::observe::redact;
-use crate::relay::decide;
 use crate::relay::http::head::{self, Framing, Head, Violation};
 use crate::relay::http::record::{self, Record};
 use crate::relay::http::reply::Asked;
 use crate::relay::http::{answer, rewrite};
-use crate::relay::origin::Origin;
 use crate::relay::outcome::Outcome;
 use crate::relay::upstream::connect::Handshake;
-use crate::relay::upstream::pool::{For, Lease, Line, Sender, Shelf};
+use crate::relay::upstream::destination::Destination;
+use crate::relay::upstream::pool::{For, Lease, Line, Sender};
 use crate::relay::upstream::target::Target;
 use crate::relay::upstream::{self, Failure, Upstream, retry};
-
-/// Where a request goes.
-#[derive(Clone, Debug)]
-pub(super) struct Route {
-    target: Rc<Target>,
-    /// Its idle connections.
-    shelf: Rc<Shelf>,
-}
-
-/// Where the last request of a connection went: mostly the next one goes there too.
-#[derive(Debug)]
-pub(super) struct Last {
-    /// What was asked for.
-    host: Option<Box<str>>,
-    /// What mattered of the path.
-    product: Option<Product>,
-    /// What servers were judged by.
-    trust: u64,
-    route: Route,
-}
 
 /// What is remembered of a head when its bytes are the window's.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request {
     pub(super) asked: Asked,
     pub(super) framing: Framing,
-    pub(super) expects_continue: bool,
 }
 
 impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
     /// Serves the request whose head is the first `end` bytes of the window.
     pub(super) async fn request(&mut self, end: usize) -> Then {
-        let (request, route, mut record) = {
+        let (request, outline, expects_continue, found, mut record) = {
             let inbound = Rc::clone(&self.inbound);
             let inbound = inbound.borrow();
-            let read = match head::check(&inbound.window.raw()[..end]) {
+            let bytes = &inbound.window.raw()[..end];
+            let known = self
+                .checked
+                .take()
+                .and_then(|checked| checked.outline.read(bytes));
+            let read = match known.map_or_else(|| head::check(bytes), Ok) {
                 Ok(read) if read.upgrade => return Then::Refuse(Violation::Upgrade),
                 Ok(read) => read,
                 Err(violation) => return Then::Refuse(violation),
@@ -71,10 +53,13 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
                     keep_alive: read.keep_alive,
                 },
                 framing: read.framing,
-                expects_continue: read.expects_continue,
             };
             let record = self.begun(&read);
-            (request, self.route(&read), record)
+            let (authority, path) = read.split_target();
+            let client = &self.client;
+            let destinations = &client.thread.destinations;
+            let found = destinations.find(client, authority, read.host, path_of(path));
+            (request, read.outline, read.expects_continue, found, record)
         };
         self.requests += 1;
         if self.requests == 1
@@ -83,12 +68,8 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
             // Some clients look at a certificate only when the handshake is over: a request shows that they took it.
             self.client.thread.shared.recorder.client_trusts(asking);
         }
-        let decoded = {
-            let window = &mut self.inbound.borrow_mut().window;
-            window.begin_body(end, request.framing.into());
-            window.decode()
-        };
-        let then = match (route, decoded) {
+        let decoded = self.inbound.borrow_mut().begin(end, outline, expects_continue);
+        let then = match (found, decoded) {
             (Err(refusal), _) => {
                 let (outcome, reason) = answer::refused(refusal);
                 self.own(request, outcome, reason, &mut record).await
@@ -99,7 +80,7 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
                     .await
                     .violated(violation)
             }
-            (Ok(route), Ok(())) => self.relay(request, &route, record).await,
+            (Ok(destination), Ok(())) => self.relay(request, &destination, record).await,
         };
         let inbound = &mut *self.inbound.borrow_mut();
         inbound.owed_since = None;
@@ -133,48 +114,9 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
         Record::new(begun, Arc::clone(recorder))
     }
 
-    /// Where it goes. Decided anew when something else is asked for than the time before.
-    fn route(&mut self, read: &Head<'_>) -> Result<Route, decide::Refusal> {
-        let client = &self.client;
-        let shared = &client.thread.shared;
-        let (authority, path) = read.split_target();
-        let path = path_of(path);
-        let product = match client.origin {
-            Origin::Explicit { product, .. } => Some(Catalog::route(product, path)),
-            Origin::Intercepted(_) => None,
-        };
-        let trust = shared.tls.generation();
-        if let Some(last) = &self.last_route
-            && authority.is_none()
-            && last.host.as_deref() == read.host
-            && last.product == product
-            && last.trust == trust
-        {
-            return Ok(last.route.clone());
-        }
-        let decided = decide::request(
-            &client.origin,
-            client.asking.as_ref().map(|asking| asking.name.as_str()),
-            authority,
-            read.host,
-            path,
-            &shared.catalog,
-        )?;
-        let target = client.thread.targets.get(decided, &shared.catalog);
-        let shelf = Rc::clone(Upstream::new(client, &target).shelf());
-        let route = Route { target, shelf };
-        self.last_route = authority.is_none().then(|| Last {
-            host: read.host.map(Into::into),
-            product,
-            trust,
-            route: route.clone(),
-        });
-        Ok(route)
-    }
-
     /// Relays it, over as many connections as it takes.
-    async fn relay(&mut self, request: Request, route: &Route, mut record: Record) -> Then {
-        let Route { target, shelf } = route;
+    async fn relay(&mut self, request: Request, destination: &Destination, mut record: Record) -> Then {
+        let Destination { target, shelf } = destination;
         record.set_route(target);
         let mut retries = 0;
         loop {
@@ -186,7 +128,7 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
             let line = match pooled {
                 Some(line) => line,
                 // Boxed: large, and rare.
-                None => match Box::pin(self.open(target)).await {
+                None => match Box::pin(self.open(destination)).await {
                     Some(Ok(line)) => line,
                     Some(Err(failure)) => return self.failed(request, &failure, target, &mut record).await,
                     None => return gone(&mut record),
@@ -194,7 +136,7 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
             };
             record.set_line(line.addr.0, &line.tls);
             if matches!(line.sender, Sender::Http2 { .. }) {
-                return Box::pin(bridge::relay(self, request, target, line, record)).await;
+                return Box::pin(bridge::relay(self, request, destination, line, record)).await;
             }
             let mut lease = Lease::new(Rc::clone(shelf), line);
             let (transfer, result) = self.transfer(request, target, &mut lease, &mut record).await;
@@ -212,9 +154,6 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
                 Err(fault) => fault,
             };
             if transfer.is_begun() {
-                if transfer.ends_with_connection() {
-                    self.inbound.borrow().io.spoil();
-                }
                 return cut(&fault, &mut record);
             }
             let Some(line) = lease.line() else {
@@ -256,8 +195,8 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
     }
 
     /// A fresh connection; `None` when the client has left meanwhile.
-    async fn open(&self, target: &Target) -> Option<Result<Line, Failure>> {
-        let (inbound, upstream) = (&self.inbound, Upstream::new(&self.client, target));
+    async fn open(&self, destination: &Destination) -> Option<Result<Line, Failure>> {
+        let (inbound, upstream) = (&self.inbound, Upstream::new(&self.client, destination));
         tokio::select! {
             biased;
             opened = upstream.open(For::Http1) => Some(opened),
@@ -299,11 +238,8 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
         {
             let inbound = self.inbound.borrow();
             let bytes = inbound.window.head();
-            // It was good a moment ago.
-            if let Ok(read) = head::check(bytes) {
-                rewrite::request_head(bytes, &read, target.host.as_bytes(), transfer.head());
-            }
-            transfer.begin(&inbound, request.expects_continue);
+            rewrite::request_head(bytes, &inbound.outline, target.host.as_bytes(), transfer.head());
+            transfer.begin(&inbound);
         }
         let (inbound, timer) = (&self.inbound, &mut self.timer);
         let result =

@@ -11,46 +11,26 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use super::ClientIo;
-use super::inbound::{BodyFault, Inbound};
+pub(super) use super::fault::Fault;
+use super::inbound::Inbound;
 use crate::relay::buffers::Buffers;
 use crate::relay::http::batch::Batch;
 use crate::relay::http::head::Violation;
 use crate::relay::http::record::Record;
 use crate::relay::http::reply::{self, Asked, Delimited};
 use crate::relay::http::rewrite;
+use crate::relay::http::stall::Stall;
 use crate::relay::http::window::{Filled, Window};
 use crate::relay::timer::LazyTimer;
 use crate::relay::upstream::Broken;
 use crate::relay::upstream::pool::Wire;
 
-/// What the client is told when it waits for permission to send its body (RFC 9110 section 10.1.1).
-pub(super) const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+/// Interim answers to one request (RFC 9110 section 15.2). We ask for none and pass none on; one every few seconds of the
+/// default `upstream.response_timeout`, 60 s, is what an intake may need that wants to say that it works. Go's client allowed
+/// five.
+const INTERIM: u32 = 16;
 /// Rounds through the loops of one poll before others get their turn: half a megabyte.
 const ROUNDS: u32 = 8;
-
-/// Why a request did not get, or not get to the end of, its answer.
-#[derive(Debug)]
-pub(super) enum Fault {
-    /// The client left.
-    Gone,
-    /// The client broke its body or was too slow with it.
-    Client(Violation),
-    /// The intake, or the way to it.
-    Intake(Broken),
-    /// The intake took too long.
-    Late,
-    /// The intake switches protocols, which nobody asked for.
-    Upgrade(StatusCode),
-}
-
-impl From<BodyFault> for Fault {
-    fn from(fault: BodyFault) -> Self {
-        match fault {
-            BodyFault::Gone => Self::Gone,
-            BodyFault::Violation(violation) => Self::Client(violation),
-        }
-    }
-}
 
 /// How far the request is.
 #[derive(Debug)]
@@ -89,20 +69,20 @@ pub(super) struct Transfer {
     chunked: bool,
     /// It may have to be sent again.
     keep: bool,
-    /// What is to be said before the body is asked for.
-    interim: &'static [u8],
     up: Up,
     out: Batch,
+    /// Whether the intake takes the request.
+    unsent: Stall,
     answer: Window,
     down: Down,
+    /// Interim answers so far.
+    interim: u32,
     delimited: Delimited,
     back: Batch,
     /// The intake's connection may be used again, as far as its answer says.
     reusable: bool,
     /// The last progress that was not the client's.
     progress: Instant,
-    /// Since when the client does not read.
-    unread_since: Option<Instant>,
 }
 
 impl Transfer {
@@ -120,16 +100,16 @@ impl Transfer {
             bounds,
             chunked,
             keep,
-            interim: b"",
             up: Up::Moving,
             out: Batch::with_lead(buffers.take_head()),
-            answer: Window::new(Rc::clone(buffers), b""),
+            unsent: Stall::default(),
+            answer: Window::new(Rc::clone(buffers)),
             down: Down::Head,
+            interim: 0,
             delimited: Delimited::AsIs,
             back: Batch::with_lead(buffers.take_head()),
             reusable: false,
             progress: Instant::now(),
-            unread_since: None,
         }
     }
 
@@ -139,13 +119,10 @@ impl Transfer {
     }
 
     /// The head is there, and what there is of the body goes with it.
-    pub(super) fn begin<IO: ClientIo>(&mut self, inbound: &Inbound<IO>, expects_continue: bool) {
+    pub(super) fn begin<IO: ClientIo>(&mut self, inbound: &Inbound<IO>) {
         let window = &inbound.window;
         self.out
             .stage(window.data().len(), self.chunked, window.is_ended());
-        if expects_continue && !window.is_ended() && window.data().is_empty() {
-            self.interim = CONTINUE;
-        }
     }
 
     /// True once a part of the answer may have reached the client.
@@ -166,11 +143,6 @@ impl Transfer {
     /// What the client was told of its connection.
     pub(super) fn keeps_client(&self) -> bool {
         self.asked.keep_alive && self.delimited != Delimited::Close
-    }
-
-    /// True when the client takes the end of its connection for the end of its answer.
-    pub(super) fn ends_with_connection(&self) -> bool {
-        self.delimited == Delimited::Close
     }
 
     /// Moves both messages as far as they go. Ready when the answer is with the client and the request is sent, or cannot
@@ -205,20 +177,46 @@ impl Transfer {
         if watched && inbound.poll_left(cx).is_ready() {
             return Poll::Ready(Err(Fault::Gone));
         }
-        ready!(timer.poll(cx, self.deadline(inbound)));
-        Poll::Ready(self.expired(inbound))
+        loop {
+            ready!(timer.poll(cx, self.deadline(inbound)));
+            if !self.still_moves(inbound, wire) {
+                return Poll::Ready(self.expired(inbound));
+            }
+        }
     }
 
     /// The time limit of what is waited for.
-    fn deadline<IO>(&self, inbound: &Inbound<IO>) -> Instant {
-        match (self.unread_since, inbound.owed_since) {
+    fn deadline<IO: ClientIo>(&self, inbound: &Inbound<IO>) -> Instant {
+        match (inbound.unread_since(), inbound.owed_since) {
             (Some(since), _) | (None, Some(since)) => since + self.bounds.idle_timeout,
             (None, None) => self.progress + self.bounds.response_timeout,
         }
     }
 
-    fn expired<IO>(&self, inbound: &Inbound<IO>) -> Result<(), Fault> {
-        match (self.unread_since, inbound.owed_since) {
+    /// That time is over: asks the kernel whether more was taken of what we wrote than it told us.
+    fn still_moves<IO: ClientIo>(&mut self, inbound: &mut Inbound<IO>, wire: &dyn Wire) -> bool {
+        match (inbound.unread_since(), inbound.owed_since) {
+            (Some(_), _) => return inbound.still_reads(),
+            (None, Some(_)) => return false,
+            (None, None) => {}
+        }
+        let moves = match (self.unsent.since(), wire.sent()) {
+            (Some(_), sent) => self.unsent.still_moves(|| sent.map(|(confirmed, _)| confirmed)),
+            // The kernel took all of it, but the intake has not yet: from now on it is looked at.
+            (None, Some((confirmed, written))) if confirmed < written => {
+                self.unsent.waits(true, || Some(confirmed));
+                true
+            }
+            (None, _) => false,
+        };
+        if moves {
+            self.progress = Instant::now();
+        }
+        moves
+    }
+
+    fn expired<IO: ClientIo>(&self, inbound: &Inbound<IO>) -> Result<(), Fault> {
+        match (inbound.unread_since(), inbound.owed_since) {
             (Some(_), _) => Err(Fault::Gone),
             _ if self.down == Down::Done => Ok(()),
             (None, Some(_)) => Err(Fault::Client(Violation::BodyTimeout)),
@@ -249,7 +247,6 @@ impl Transfer {
                 self.up = Up::Done;
                 return Poll::Ready(Ok(()));
             }
-            ready!(self.poll_interim(inbound, cx))?;
             ready!(inbound.poll_body(self.keep, cx))?;
             self.progress = Instant::now();
             let window = &inbound.window;
@@ -268,35 +265,29 @@ impl Transfer {
         record: &mut Record,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = self.out.written();
+        let mut sent = Poll::Ready(Ok(()));
         if self.out.is_pending() {
-            ready!(self.out.poll_write(inbound.window.data(), wire, cx))?;
-            record.add_bytes_up(inbound.window.data().len());
-            inbound.window.take_data();
+            sent = self.out.poll_write(inbound.window.data(), wire, cx);
+            if !self.out.is_pending() {
+                record.add_bytes_up(inbound.window.data().len());
+                inbound.window.take_data();
+            }
+        }
+        if let Poll::Ready(Ok(())) = sent {
+            sent = Pin::new(&mut *wire).poll_flush(cx);
+        }
+        let moved = self.out.written() != before;
+        if moved {
             self.progress = Instant::now();
         }
-        Pin::new(wire).poll_flush(cx)
-    }
-
-    fn poll_interim<IO: ClientIo>(
-        &mut self,
-        inbound: &mut Inbound<IO>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Fault>> {
-        // An answer that has begun says what the interim one would.
-        if self.is_begun() {
-            self.interim = b"";
+        match &sent {
+            Poll::Pending => self
+                .unsent
+                .waits(moved, || wire.sent().map(|(confirmed, _)| confirmed)),
+            Poll::Ready(_) => self.unsent.clear(),
         }
-        while !self.interim.is_empty() {
-            let io = Pin::new(&mut inbound.io);
-            match ready!(io.poll_write(cx, self.interim)) {
-                Ok(written @ 1..) => self.interim = &self.interim[written..],
-                Ok(0) | Err(_) => return Poll::Ready(Err(Fault::Gone)),
-            }
-            if self.interim.is_empty() {
-                ready!(Pin::new(&mut inbound.io).poll_flush(cx)).map_err(|_| Fault::Gone)?;
-            }
-        }
-        Poll::Ready(Ok(()))
+        sent
     }
 
     /// The answer. Ready when all of it is with the client.
@@ -311,16 +302,12 @@ impl Transfer {
             if self.down == Down::Done {
                 return Poll::Ready(Ok(()));
             }
-            match self.poll_give(&mut inbound.io, record, cx) {
-                Poll::Ready(Ok(())) => self.unread_since = None,
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::Gone)),
-                Poll::Pending => {
-                    self.unread_since.get_or_insert_with(Instant::now);
-                    return Poll::Pending;
-                }
-            }
+            ready!(self.poll_give(inbound, record, cx)).map_err(|_| Fault::Gone)?;
             if self.down == Down::Read {
                 self.down = Down::Done;
+                if self.delimited == Delimited::Close {
+                    inbound.io.set_abortive(false);
+                }
                 return Poll::Ready(Ok(()));
             }
             if self.down == Down::Body {
@@ -333,9 +320,12 @@ impl Transfer {
                 Ok(filled) => filled,
                 Err(error) => return Poll::Ready(Err(self.broken(error.into()))),
             };
-            self.progress = Instant::now();
+            // A head has its time as a whole, however many interim ones come before it.
+            if self.down != Down::Head {
+                self.progress = Instant::now();
+            }
             match (filled, self.down) {
-                (Filled::Some, Down::Head) => self.read_head(inbound.is_last(), record)?,
+                (Filled::Some, Down::Head) => self.read_head(inbound, record)?,
                 (Filled::Some, _) => self.stage()?,
                 (Filled::End, Down::Body) if self.answer.is_until_end() => {
                     self.answer.end_body();
@@ -365,31 +355,30 @@ impl Transfer {
 
     fn poll_give<IO: ClientIo>(
         &mut self,
-        io: &mut IO,
+        inbound: &mut Inbound<IO>,
         record: &mut Record,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.back.is_pending() {
-            ready!(self.back.poll_write(self.answer.data(), io, cx))?;
+        let staged = self.back.is_pending();
+        // Of a body of unknown length every part counts when it comes.
+        let flush = self.down == Down::Read || self.delimited != Delimited::AsIs;
+        let given = inbound.poll_give(&mut self.back, self.answer.data(), flush, cx);
+        if staged && !self.back.is_pending() {
             record.add_bytes_down(self.answer.data().len());
             self.answer.take_data();
         }
-        // Nothing on a socket; in a TLS session what the socket did not take.
-        if self.down == Down::Read || self.delimited != Delimited::AsIs {
-            return Pin::new(io).poll_flush(cx);
-        }
-        Poll::Ready(Ok(()))
+        given
     }
 
     /// Looks for a complete head, and for the final one behind interim ones.
-    fn read_head(&mut self, last: bool, record: &mut Record) -> Result<(), Fault> {
-        self.asked.keep_alive &= !last;
+    fn read_head<IO: ClientIo>(&mut self, inbound: &Inbound<IO>, record: &mut Record) -> Result<(), Fault> {
+        self.asked.keep_alive &= !inbound.is_last();
         let http = |why| Fault::Intake(Broken::Http(why));
         loop {
             let (asked, lead) = (self.asked, &mut self.back.lead);
             let bytes = self.answer.raw();
-            let read = reply::read(bytes, asked, |response, delimited| {
-                rewrite::response_head(response, delimited, asked, lead);
+            let read = reply::read(bytes, asked, |response, lines, delimited| {
+                rewrite::response_head(response, lines, delimited, asked, lead);
             })
             .map_err(http)?;
             let Some((reply, delimited)) = read else {
@@ -403,6 +392,10 @@ impl Transfer {
                 return Err(http("its response head is too long"));
             }
             if reply.is_interim() {
+                self.interim += 1;
+                if self.interim > INTERIM {
+                    return Err(http("it gave interim answers only, more than 16"));
+                }
                 self.answer.skip(reply.len);
                 if self.answer.raw().is_empty() {
                     return Ok(());
@@ -416,6 +409,11 @@ impl Transfer {
             self.delimited = delimited;
             self.reusable = reply.keep_alive;
             self.down = Down::Body;
+            self.progress = Instant::now();
+            if delimited == Delimited::Close {
+                // Until its last byte is with the client, every end of the connection must look like none of the answer.
+                inbound.io.set_abortive(true);
+            }
             // Never sent again: nothing of the request needs to be kept.
             self.keep = false;
             self.answer.begin_body(reply.len, reply.body);

@@ -5,7 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::net::UdpSocket;
 
+use hickory_resolver::Resolver as Hickory;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+
 use super::*;
+
+pub(super) mod outage;
 
 fn files(hosts: &str, resolv_conf: Option<&str>) -> (tempfile::TempDir, Sources) {
     let dir = tempfile::tempdir().unwrap();
@@ -105,7 +110,7 @@ async fn many_askers_share_a_question_and_the_last_good_answer_survives_an_outag
     let (_dir, sources) = files("", None);
     let resolver = Arc::new(Resolver::new(sources, Handle::current()));
     resolver.inner.reload_if_changed();
-    lock(&resolver.inner.state).servers = Some(servers);
+    lock(&resolver.inner.state).servers = Servers::Dns(Arc::new(servers));
 
     let mut askers = JoinSet::new();
     for _ in 0..20 {
