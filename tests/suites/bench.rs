@@ -1,4 +1,4 @@
-//! The relay benchmark itself: its arithmetic and its verdicts, its two ends, and that it still runs. No case looks at a time.
+//! The benchmarks themselves: arithmetic and verdicts, the two ends, and that they still run. No case looks at a time.
 
 #[path = "bench/arithmetic.rs"]
 mod arithmetic;
@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         case("a_stall_is_not_hidden", &[], ends::a_stall_is_not_hidden),
         case("relays", &[Need::Root], whole::relays),
         case("interception", &[Need::Bpf, Need::Cni], whole::interception),
+        case("datapath", &[Need::Bpf], whole::datapath),
         case(
             "an_interruption_leaves_nothing",
             &[Need::Root],

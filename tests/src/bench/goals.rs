@@ -104,7 +104,7 @@ const fn added(
 
 const HOST: (&str, &str) = intercept::VARIANTS[1];
 const POD: (&str, &str) = intercept::VARIANTS[3];
-const POD_TC: (&str, &str) = intercept::VARIANTS[4];
+const TC: (&str, &str) = intercept::VARIANTS[5];
 const KEPT: &str = intercept::LOADS[0].0;
 const NEW: &str = intercept::LOADS[1].0;
 
@@ -167,10 +167,10 @@ pub const GOALS: &[Goal] = &[
     ),
     added(KEPT, "W7 cgroup, kept connections", HOST.0, HOST.1, 1.03),
     added(KEPT, "W7 cgroup in a pod, kept connections", POD.0, POD.1, 1.03),
-    added(KEPT, "W7 tc in a pod, kept connections", POD_TC.0, POD_TC.1, 1.03),
+    added(KEPT, "W7 tc, kept connections", TC.0, TC.1, 1.03),
     added(NEW, "W7 cgroup, new connections", HOST.0, HOST.1, 1.10),
     added(NEW, "W7 cgroup in a pod, new connections", POD.0, POD.1, 1.10),
-    added(NEW, "W7 tc in a pod, new connections", POD_TC.0, POD_TC.1, 1.10),
+    added(NEW, "W7 tc, new connections", TC.0, TC.1, 1.10),
     Goal {
         workload: "",
         name: "errors of ours",
@@ -180,7 +180,9 @@ pub const GOALS: &[Goal] = &[
             HOST.0,
             intercept::VARIANTS[2].0,
             POD.0,
-            POD_TC.0,
+            intercept::VARIANTS[4].0,
+            TC.0,
+            intercept::VARIANTS[6].0,
         ]),
         must: 0.0,
         below: false,

@@ -1,10 +1,11 @@
 //! The load generator: requests as an Agent sends them, over clear text, TLS or HTTP/2, in a closed or an open loop.
 //!
-//! A run has two parts with a rest between them: a warm-up, then (on the word `go`) what is counted. At the rest nothing is in flight,
-//! so that whoever measures can read every process's CPU clock before and after, and divide by exactly the requests that lie between.
+//! A run is a warm-up and then windows, with a rest before and behind each. At a rest nothing is in flight, so that whoever measures
+//! can read every process's CPU clock before and after, and divide by exactly the requests that lie between. Connections are kept over
+//! a rest.
 //!
-//! Protocol: it prints `warm`, waits for a line, works, prints one JSON object, and stays until standard input ends, so that its own CPU
-//! time can still be read.
+//! Protocol: it prints `warm`, and for every line that it reads from then on it works for one window and prints one JSON object. It
+//! stays until standard input ends, so that its own CPU time can still be read.
 
 mod closed;
 mod http2;
@@ -16,6 +17,7 @@ use std::io::BufRead as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -92,17 +94,18 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Two points of a run: everybody is warm, and everybody may go.
+/// Where the threads of a run come together: behind the warm-up, and behind every window.
 struct Rest {
-    warm: std::sync::mpsc::Sender<()>,
-    go: std::sync::mpsc::Receiver<Instant>,
+    done: Sender<Result<Tally, String>>,
+    go: Receiver<Instant>,
 }
 
 impl Rest {
-    /// Says that this thread is warm, and waits for the word; the moment at which the window began.
-    fn rest(&self) -> Result<Instant, String> {
-        self.warm.send(()).map_err(|_| "the run was given up")?;
-        self.go.recv().map_err(|_| "the run was given up".to_owned())
+    /// Hands over what was done since the last rest, and waits for the word: the moment at which the next window begins, or nothing when
+    /// there is none.
+    fn rest(&self, done: Tally) -> Option<Instant> {
+        self.done.send(Ok(done)).ok()?;
+        self.go.recv().ok()
     }
 }
 
@@ -113,65 +116,74 @@ pub fn run(words: &[String]) -> Result<()> {
         Mode::Paced => plan.connections,
         _ => THREADS,
     };
-    let (warm, warmed) = std::sync::mpsc::channel();
+    let (done, finished) = channel();
     let mut words_to_go = Vec::new();
     let mut workers = Vec::new();
     for index in 0..threads {
-        let (go, wait) = std::sync::mpsc::channel();
+        let (go, wait) = channel();
         words_to_go.push(go);
-        let (plan, rest) = (
-            Arc::clone(&plan),
-            Rest {
-                warm: warm.clone(),
-                go: wait,
-            },
-        );
-        let gone = warm.clone();
+        let (plan, done) = (Arc::clone(&plan), done.clone());
         workers.push(std::thread::spawn(move || {
+            let rest = Rest {
+                done: done.clone(),
+                go: wait,
+            };
             let result = match plan.mode {
                 Mode::Paced => paced::run(&plan, index, &rest),
                 Mode::Http2 => http2::run(&plan, index, &rest),
                 Mode::Kept | Mode::New | Mode::Idle => closed::run(&plan, index, &rest),
             };
-            // Nobody waits for one that has given up.
-            let _ = gone.send(());
-            result
+            if let Err(error) = result {
+                // Nobody listens any more once another thread has failed.
+                let _ = done.send(Err(error));
+            }
         }));
     }
-    drop(warm);
-    for _ in 0..threads {
-        if warmed.recv().is_err() {
-            break;
-        }
-    }
+    drop(done);
+    // Failures of the warm-up count: what fails there fails in the window, or hides something.
+    let mut all = together(&finished, threads)?;
     println!("warm");
     let mut input = std::io::stdin().lock().lines();
-    input.next().context("nobody waits for the run")??;
-    let start = Instant::now();
-    for go in words_to_go {
-        // A thread that is gone says why below.
-        let _ = go.send(start);
+    while input.next().transpose()?.is_some() {
+        let start = Instant::now();
+        for go in &words_to_go {
+            // A thread that is gone says why below.
+            let _ = go.send(start);
+        }
+        all.merge(together(&finished, threads)?);
+        println!("{}", report(&std::mem::take(&mut all), start)?);
     }
-    let mut all = Tally::default();
+    drop(words_to_go);
     for worker in workers {
-        match worker.join() {
-            Ok(Ok(tally)) => all.merge(tally),
-            Ok(Err(error)) => bail!("a thread of the load generator: {error}"),
-            Err(_) => bail!("a thread of the load generator panicked"),
+        if worker.join().is_err() {
+            bail!("a thread of the load generator panicked");
         }
     }
-    let elapsed = nanoseconds(start.elapsed());
+    Ok(())
+}
+
+/// What all threads did until this rest.
+fn together(finished: &Receiver<Result<Tally, String>>, threads: usize) -> Result<Tally> {
+    let mut all = Tally::default();
+    for _ in 0..threads {
+        match finished.recv() {
+            Ok(Ok(tally)) => all.merge(tally),
+            Ok(Err(error)) => bail!("a thread of the load generator: {error}"),
+            Err(_) => bail!("the threads of the load generator are gone"),
+        }
+    }
+    Ok(all)
+}
+
+fn report(all: &Tally, start: Instant) -> Result<Value> {
     let mut report: Map<String, Value> = Map::new();
     report.insert("requests".to_owned(), all.times.total().into());
-    report.insert("elapsed_ns".to_owned(), elapsed.into());
+    report.insert("elapsed_ns".to_owned(), nanoseconds(start.elapsed()).into());
     report.insert("errors".to_owned(), serde_json::to_value(&all.errors)?);
     if let Value::Object(more) = quantiles(&all.times) {
         report.extend(more);
     }
-    println!("{}", Value::Object(report));
-    // Until nobody needs our CPU clock.
-    input.next();
-    Ok(())
+    Ok(Value::Object(report))
 }
 
 fn plan(words: &[String]) -> Result<Plan> {

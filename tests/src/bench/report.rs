@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 
 use super::figures::{Figure, Round, Spread, ratio, rounds, spread};
 use super::goals::Verdict;
-use super::intercept::{LOADS, VARIANTS};
+use super::intercept::{BLOCKS, LOADS, SHORT, VARIANTS, WINDOWS};
 use super::memory::Idle;
 use super::process::{Memory, processor};
 use super::run::{Plan, Results, json as raw};
 use crate::capture;
 
-/// Date, commit, machine and versions. A peer that cannot be had is an error here, before anything is measured.
-pub fn head(plan: &Plan) -> Result<BTreeMap<String, String>> {
+/// What a run's report says first: date, commit, and what the machine is and does.
+pub fn machine() -> [(&'static str, String); 5] {
     let line = |program: &str, words: &[&str]| {
         let mut command = Command::new(program);
         command.args(words).current_dir(env!("CARGO_MANIFEST_DIR"));
@@ -26,25 +26,33 @@ pub fn head(plan: &Plan) -> Result<BTreeMap<String, String>> {
             .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
             .unwrap_or_else(|| "not known".to_owned())
     };
-    let mut head = BTreeMap::new();
-    head.insert("date".to_owned(), line("date", &["-u", "+%F %H:%M UTC"]));
-    head.insert(
-        "commit of the benchmark".to_owned(),
-        line("git", &["describe", "--always", "--dirty", "--abbrev=12"]),
-    );
-    head.insert("processor".to_owned(), processor());
-    head.insert("kernel".to_owned(), line("uname", &["-sr"]));
-    head.insert(
-        "load before".to_owned(),
-        line("cut", &["-d", " ", "-f1-3", "/proc/loadavg"]),
-    );
+    [
+        ("date", line("date", &["-u", "+%F %H:%M UTC"])),
+        (
+            "commit of the benchmark",
+            line("git", &["describe", "--always", "--dirty", "--abbrev=12"]),
+        ),
+        ("processor", processor()),
+        ("kernel", line("uname", &["-sr"])),
+        ("load before", line("cut", &["-d", " ", "-f1-3", "/proc/loadavg"])),
+    ]
+}
+
+/// Date, commit, machine and versions. A peer that cannot be had is an error here, before anything is measured.
+pub fn head(plan: &Plan) -> Result<BTreeMap<String, String>> {
+    let mut head: BTreeMap<String, String> = machine()
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
     head.insert(
         "rounds".to_owned(),
         format!(
-            "{} of {} s (W5: {} s; W7: three times as many of half the length), after 1 s that is not counted",
+            "{} of {} s (W5: {} s; W7: {} windows of {} ms by turns, the clients new after every {WINDOWS}), after 1 s (W7: 0.2 s) that is not counted",
             plan.rounds,
             plan.window.as_secs(),
-            plan.paced_window.as_secs()
+            plan.paced_window.as_secs(),
+            plan.rounds * BLOCKS * WINDOWS,
+            plan.window.mul_f64(SHORT).as_millis(),
         ),
     );
     for peer in &plan.peers {
@@ -81,6 +89,23 @@ pub fn progress(round: &Round) -> String {
     )
 }
 
+/// One line for a part's windows in a block.
+pub fn progress_of_block(found: &[Round], peer: &str, block: usize) -> String {
+    let mine: Vec<&Round> = found.iter().filter(|round| round.peer == peer).collect();
+    let number = |figure| {
+        let values: Option<Vec<f64>> = mine.iter().map(|round| round.figure(figure)).collect();
+        middle(values.and_then(|values| Spread::of(&values)), 1)
+    };
+    let failures: u64 = mine.iter().map(|round| round.failures()).sum();
+    format!(
+        "{} {peer:<18} block {}: CPU {} us, {} req/s, {failures} errors",
+        mine.first().map_or("", |round| &round.workload),
+        block + 1,
+        number(Figure::Cpu),
+        number(Figure::Rate),
+    )
+}
+
 const TITLES: [(&str, &str); 8] = [
     ("W1", "1 KiB POST, keep-alive, 64 connections"),
     ("W2", "64 KiB POST, keep-alive, 32 connections"),
@@ -90,7 +115,7 @@ const TITLES: [(&str, &str); 8] = [
     ("W6", "memory, MiB; each idle client has sent one request"),
     (
         "W7",
-        "ours through interception, the intake on another host; x explicit: the explicit port at the same place",
+        "ours through interception, the intake on another host; x explicit: the explicit port on the same way",
     ),
     (
         "W8",

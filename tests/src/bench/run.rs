@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::child::{interrupted, pause, watch_signals};
+use super::child::{Child, interrupted, pause, watch_signals};
 use super::figures::Round;
 use super::memory::{self, Idle};
 use super::options::Words;
@@ -25,6 +25,8 @@ pub const WORKLOADS: [&str; 8] = ["W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8"
 const RELAYS: [&str; 5] = ["W1", "W2", "W3", "W4", "W5"];
 /// Before each window, not counted.
 const WARMUP: Duration = Duration::from_secs(1);
+/// What the last answers of the warm-up left to do is done then.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -245,23 +247,71 @@ pub fn rounds(count: usize, workload: &str, parts: &[Part], load: &Load) -> Resu
         for turn in 0..parts.len() {
             interrupted()?;
             let part = &parts[(round + turn) % parts.len()];
-            let mut found = match measure(part, load) {
-                Ok(found) => found,
-                Err(error) => {
-                    interrupted()?;
-                    eprintln!("bench-relay: {workload}, {}: {error:#}", part.name);
-                    Round {
-                        errors: BTreeMap::from([(format!("the round failed: {error:#}"), 1)]),
-                        ..Round::default()
-                    }
-                }
-            };
-            (found.workload, found.peer, found.round) = (workload.to_owned(), part.name.clone(), round);
+            let found = Clients::start(part, load).and_then(|mut clients| clients.window());
+            let found = named(found, workload, &part.name, round)?;
             eprintln!("{}", report::progress(&found));
             all.push(found);
         }
     }
     Ok(all)
+}
+
+/// How [`alternating`] measures.
+#[derive(Clone, Copy, Debug)]
+pub struct Turns {
+    /// Number of the first block.
+    pub first: usize,
+    /// Each has clients of its own, so that what their connections have by chance (which data thread, which port) changes.
+    pub blocks: usize,
+    /// Windows of each part in a block.
+    pub windows: usize,
+}
+
+/// Rounds of parts that are compared with each other to the per cent. A machine's speed drifts by more than that within seconds, so
+/// windows are short and follow one another at once: the clients of all parts are there, one part's at work. The order is turned
+/// round each time (A B B A), so that a drift favours nobody.
+pub fn alternating(turns: Turns, workload: &str, parts: &[Part], load: &Load) -> Result<Vec<Round>> {
+    let mut all = Vec::new();
+    for block in turns.first..turns.first + turns.blocks {
+        let mut clients: Vec<Result<Clients>> = parts.iter().map(|part| Clients::start(part, load)).collect();
+        let begin = all.len();
+        for window in 0..turns.windows {
+            let mut order: Vec<usize> = (0..parts.len()).collect();
+            if (block + window) % 2 == 1 {
+                order.reverse();
+            }
+            for index in order {
+                interrupted()?;
+                let found = match &mut clients[index] {
+                    Ok(clients) => clients.window(),
+                    Err(error) => Err(anyhow::anyhow!("{error:#}")),
+                };
+                let round = block * turns.windows + window;
+                all.push(named(found, workload, &parts[index].name, round)?);
+            }
+        }
+        for part in parts {
+            eprintln!("{}", report::progress_of_block(&all[begin..], &part.name, block));
+        }
+    }
+    Ok(all)
+}
+
+/// A round with its name. A failure is a round's error: the run goes on.
+fn named(found: Result<Round>, workload: &str, peer: &str, round: usize) -> Result<Round> {
+    let mut found = match found {
+        Ok(found) => found,
+        Err(error) => {
+            interrupted()?;
+            eprintln!("bench-relay: {workload}, {peer}: {error:#}");
+            Round {
+                errors: BTreeMap::from([(format!("the round failed: {error:#}"), 1)]),
+                ..Round::default()
+            }
+        }
+    };
+    (found.workload, found.peer, found.round) = (workload.to_owned(), peer.to_owned(), round);
+    Ok(found)
 }
 
 /// What the clocks say at one moment.
@@ -288,81 +338,103 @@ impl Moment {
     }
 }
 
-/// One peer, one window.
-fn measure(part: &Part, load: &Load) -> Result<Round> {
-    let first = part.stage.counters()?;
-    let mut client = part.stage.load(&part.target, load)?;
-    let word = client.line(load.warmup + Duration::from_secs(30))?;
-    if word != "warm" {
-        bail!("the load generator said {word}");
+/// A part's clients, between two windows.
+struct Clients<'a> {
+    part: &'a Part<'a>,
+    load: Load,
+    process: Child,
+    /// What the backend counted up to the last window, or before the warm-up: what came since belongs to the next one.
+    counted: Value,
+}
+
+impl<'a> Clients<'a> {
+    /// Starts them and lets them warm up.
+    fn start(part: &'a Part<'a>, load: &Load) -> Result<Self> {
+        let counted = part.stage.counters()?;
+        let process = part.stage.load(&part.target, load)?;
+        let word = process.line(load.warmup + Duration::from_secs(30))?;
+        if word != "warm" {
+            bail!("the load generator said {word}");
+        }
+        pause(SETTLE)?;
+        Ok(Self {
+            part,
+            load: *load,
+            process,
+            counted,
+        })
     }
-    // What the last answers of the warm-up left to do is done then.
-    pause(Duration::from_millis(100))?;
-    let before_counters = part.stage.counters()?;
-    let before = Moment::now(part, client.pid())?;
-    client.say("go")?;
-    let line = client.line(load.window + Duration::from_secs(30))?;
-    let after = Moment::now(part, client.pid())?;
-    let after_counters = part.stage.counters()?;
-    let said: Value =
-        serde_json::from_str(&line).with_context(|| format!("the load generator said {line}"))?;
-    let number = |name: &str| {
-        said[name]
-            .as_u64()
-            .with_context(|| format!("no {name} in {line}"))
-    };
-    let grown = |name: &str| {
-        let at = |counters: &Value| counters[name].as_u64().unwrap_or(0);
-        at(&after_counters).saturating_sub(at(&before_counters))
-    };
-    let (requests, elapsed_ns) = (number("requests")?, number("elapsed_ns")?);
-    let mut errors: BTreeMap<String, u64> = serde_json::from_value(said["errors"].clone())?;
-    for (fault, count) in grown_table(&first["faults"], &after_counters["faults"]) {
-        *errors.entry(format!("backend: {fault}")).or_default() += count;
+
+    /// One window.
+    fn window(&mut self) -> Result<Round> {
+        let (part, load) = (self.part, &self.load);
+        let before_counters = part.stage.counters()?;
+        let before = Moment::now(part, self.process.pid())?;
+        self.process.say("go")?;
+        let line = self.process.line(load.window + Duration::from_secs(30))?;
+        let after = Moment::now(part, self.process.pid())?;
+        let after_counters = part.stage.counters()?;
+        let first = std::mem::replace(&mut self.counted, after_counters.clone());
+        let said: Value =
+            serde_json::from_str(&line).with_context(|| format!("the load generator said {line}"))?;
+        let number = |name: &str| {
+            said[name]
+                .as_u64()
+                .with_context(|| format!("no {name} in {line}"))
+        };
+        let grown = |name: &str| {
+            let at = |counters: &Value| counters[name].as_u64().unwrap_or(0);
+            at(&after_counters).saturating_sub(at(&before_counters))
+        };
+        let (requests, elapsed_ns) = (number("requests")?, number("elapsed_ns")?);
+        let mut errors: BTreeMap<String, u64> = serde_json::from_value(said["errors"].clone())?;
+        for (fault, count) in grown_table(&first["faults"], &after_counters["faults"]) {
+            *errors.entry(format!("backend: {fault}")).or_default() += count;
+        }
+        let body = load.body as u64;
+        let arrived = (grown("requests"), grown("bytes"));
+        if errors.is_empty() && arrived != (requests, requests * body) {
+            errors.insert(
+                format!(
+                    "{requests} answers, but {} requests with {} bytes at the backend",
+                    arrived.0, arrived.1
+                ),
+                1,
+            );
+        }
+        let (others, steal) = around(&before, &after, elapsed_ns);
+        Ok(Round {
+            elapsed_ns,
+            requests,
+            body,
+            errors,
+            p50_ns: number("p50_ns")?,
+            p99_ns: number("p99_ns")?,
+            p999_ns: number("p999_ns")?,
+            cpu_ns: match part.processes.is_empty() {
+                true => None,
+                false => Some(after.peer.since(&before.peer).context("CPU time of the peer")?),
+            },
+            user: after.peer.user_share(&before.peer),
+            client_ns: after
+                .client
+                .since(&before.client)
+                .context("CPU time of the client")?,
+            backend_ns: after
+                .backend
+                .since(&before.backend)
+                .context("CPU time of the backend")?,
+            others,
+            steal,
+            upstream: grown("connections"),
+            handshakes: (grown("full"), grown("resumed")),
+            suites: grown_table(&first["suites"], &after_counters["suites"])
+                .into_keys()
+                .collect::<Vec<_>>()
+                .join(","),
+            ..Round::default()
+        })
     }
-    let body = load.body as u64;
-    let arrived = (grown("requests"), grown("bytes"));
-    if errors.is_empty() && arrived != (requests, requests * body) {
-        errors.insert(
-            format!(
-                "{requests} answers, but {} requests with {} bytes at the backend",
-                arrived.0, arrived.1
-            ),
-            1,
-        );
-    }
-    let (others, steal) = around(&before, &after, elapsed_ns);
-    Ok(Round {
-        elapsed_ns,
-        requests,
-        body,
-        errors,
-        p50_ns: number("p50_ns")?,
-        p99_ns: number("p99_ns")?,
-        p999_ns: number("p999_ns")?,
-        cpu_ns: match part.processes.is_empty() {
-            true => None,
-            false => Some(after.peer.since(&before.peer).context("CPU time of the peer")?),
-        },
-        user: after.peer.user_share(&before.peer),
-        client_ns: after
-            .client
-            .since(&before.client)
-            .context("CPU time of the client")?,
-        backend_ns: after
-            .backend
-            .since(&before.backend)
-            .context("CPU time of the backend")?,
-        others,
-        steal,
-        upstream: grown("connections"),
-        handshakes: (grown("full"), grown("resumed")),
-        suites: grown_table(&first["suites"], &after_counters["suites"])
-            .into_keys()
-            .collect::<Vec<_>>()
-            .join(","),
-        ..Round::default()
-    })
 }
 
 /// CPUs that others kept busy, and CPUs that were stolen.

@@ -108,7 +108,9 @@ pub fn interception() -> Result<()> {
         "cgroup",
         "explicit in a pod",
         "cgroup in a pod",
-        "tc in a pod",
+        "explicit from a pod",
+        "tc from a pod, upstream.network host",
+        "tc from a pod",
     ];
     let mut expected: Vec<(&str, &str)> = ["W7 kept", "W7 new"]
         .into_iter()
@@ -116,7 +118,59 @@ pub fn interception() -> Result<()> {
         .collect();
     expected.push(("W8", "ours"));
     sound(&raw, &expected)?;
-    check!(text.contains("| tc in a pod |"), "{text}");
+    check!(text.contains("| tc from a pod |"), "{text}");
+    Ok(())
+}
+
+/// The benchmark of the kernel programs: every program that is attached to anything has a row in which it ran, and rows that no
+/// program should meet met none.
+pub fn datapath() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("raw.json");
+    let mut command = Command::new(sibling("bench-datapath")?);
+    command.args(["--rounds", "1", "--json"]).arg(&file);
+    let output = capture(&mut command)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    check!(output.status.success(), "{}: {said}", output.status);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let raw: Value = serde_json::from_slice(&std::fs::read(&file).context(said)?)?;
+    let parts = raw["parts"].as_array().context("no parts")?;
+    check_eq!(parts.len(), 3, "parts");
+    let mut ran = std::collections::BTreeSet::new();
+    for part in parts {
+        let times = part["times"].as_array().context("no times")?;
+        let runs = part["runs"]
+            .as_array()
+            .with_context(|| format!("{}", part["runs"]))?;
+        for row in times {
+            for side in ["off_ns", "on_ns"] {
+                check!(row[side][0].as_f64() > Some(0.0), "{side} in {row:#}");
+            }
+            let what = row["what"].as_str().context("a row without a name")?;
+            check!(text.contains(what), "{what} is not in the table");
+            let met = runs
+                .iter()
+                .any(|run| run["what"] == row["what"] && run["family"] == row["family"]);
+            // Established connections of the hooks' datapath, those of the node itself, and processes that are nobody's.
+            let nobodys = what.contains("outside of")
+                || what.starts_with("round trip of an Agent")
+                || what.ends_with("loopback, TCP");
+            check_eq!(met, !nobodys, "whether a program ran: {row:#}");
+        }
+        ran.extend(runs.iter().filter_map(|run| run["program"].as_str()));
+    }
+    let expected = [
+        "classify",
+        "connect4",
+        "connect6",
+        "getpeername4",
+        "getpeername6",
+        "handover",
+        "original_dst",
+        "own_handover",
+        "pick",
+    ];
+    check_eq!(Vec::from_iter(ran), expected, "programs that ran");
     Ok(())
 }
 

@@ -32,7 +32,7 @@ struct Client {
 }
 
 /// One of the two threads.
-pub(super) fn run(plan: &Arc<Plan>, index: usize, rest: &Rest) -> Result<Tally, String> {
+pub(super) fn run(plan: &Arc<Plan>, index: usize, rest: &Rest) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -44,14 +44,15 @@ pub(super) fn run(plan: &Arc<Plan>, index: usize, rest: &Rest) -> Result<Tally, 
     }
     let clients: Vec<Client> = (0..share).map(|_| Client::new(plan)).collect();
     let until = Instant::now() + plan.warmup;
-    // Failures of the warm-up count: what fails there fails in the window, or hides something.
     let (mut clients, mut tally) = local.block_on(&runtime, together(clients, until));
     tally.times = super::Histogram::default();
-    let until = rest.rest()? + plan.window;
-    let (left, counted) = local.block_on(&runtime, together(std::mem::take(&mut clients), until));
-    tally.merge(counted);
-    drop(left);
-    Ok(tally)
+    while let Some(start) = rest.rest(tally) {
+        (clients, tally) = local.block_on(&runtime, together(clients, start + plan.window));
+    }
+    // Closing needs the runtime that the sockets belong to.
+    let _guard = runtime.enter();
+    drop(clients);
+    Ok(())
 }
 
 /// Lets all clients work until then; those who are done in time come back.
@@ -169,7 +170,7 @@ fn idle(
     rest: &Rest,
     runtime: &tokio::runtime::Runtime,
     local: &LocalSet,
-) -> Result<Tally, String> {
+) -> Result<(), String> {
     let (held, tally) = local.block_on(runtime, async {
         let mut tasks = JoinSet::new();
         for opener in 0..OPENERS.min(share.max(1)) {
@@ -196,10 +197,11 @@ fn idle(
         }
         (all, sum)
     });
-    rest.rest()?;
+    rest.rest(tally);
     // Closing needs the runtime that the sockets belong to.
     let guard = runtime.enter();
     drop(held);
     drop(guard);
-    Ok(tally)
+    rest.rest(Tally::default());
+    Ok(())
 }

@@ -18,7 +18,7 @@ use super::{GRACE, HEADERS, Plan, Rest, STREAMS, THREADS, Tally};
 type Sender = SendRequest<Full<Bytes>>;
 
 /// One of the two threads.
-pub(super) fn run(plan: &Arc<Plan>, index: usize, rest: &Rest) -> Result<Tally, String> {
+pub(super) fn run(plan: &Arc<Plan>, index: usize, rest: &Rest) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -36,9 +36,10 @@ pub(super) fn run(plan: &Arc<Plan>, index: usize, rest: &Rest) -> Result<Tally, 
     let until = Instant::now() + plan.warmup;
     let mut tally = local.block_on(&runtime, together(plan, &senders, &body, until));
     tally.times = super::Histogram::default();
-    let until = rest.rest()? + plan.window;
-    tally.merge(local.block_on(&runtime, together(plan, &senders, &body, until)));
-    Ok(tally)
+    while let Some(start) = rest.rest(tally) {
+        tally = local.block_on(&runtime, together(plan, &senders, &body, start + plan.window));
+    }
+    Ok(())
 }
 
 async fn together(plan: &Arc<Plan>, senders: &[Sender], body: &Bytes, until: Instant) -> Tally {

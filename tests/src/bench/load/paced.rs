@@ -17,15 +17,16 @@ trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
 /// One connection.
-pub(super) fn run(plan: &Plan, index: usize, rest: &Rest) -> Result<Tally, String> {
+pub(super) fn run(plan: &Plan, index: usize, rest: &Rest) -> Result<(), String> {
     // The kernel may wake a sleeper 50 us late by default, a fifth of what is measured.
     nix::sys::prctl::set_timerslack(1).map_err(|error| error.to_string())?;
     let mut stream = None;
     let mut tally = paced(plan, index, Instant::now(), plan.warmup, &mut stream);
     tally.times = super::Histogram::default();
-    let start = rest.rest()?;
-    tally.merge(paced(plan, index, start, plan.window, &mut stream));
-    Ok(tally)
+    while let Some(start) = rest.rest(tally) {
+        tally = paced(plan, index, start, plan.window, &mut stream);
+    }
+    Ok(())
 }
 
 fn paced(

@@ -28,9 +28,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use stage::Crowd;
 
-/// How long the CPU of processes at rest is watched: two looks for Agents (every 5 s), ten reports to the worker.
+/// How long the CPU of processes at rest is watched: two looks for Agents and two reports to the worker (every 5 s).
 const REST: Duration = Duration::from_secs(10);
-/// After that they are at rest: with classifiers it is 10 s until interfaces are not looked at four times a second any more.
+/// After that they are at rest: with classifiers it is 10 s until new interfaces are not looked at four times a second any more.
 const SETTLE: Duration = Duration::from_secs(2);
 const SETTLE_TC: Duration = Duration::from_secs(12);
 

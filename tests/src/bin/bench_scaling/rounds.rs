@@ -53,7 +53,7 @@ pub fn run(words: &[&str]) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let port = listener.local_addr()?.port();
     let start = Instant::now();
-    let mut kernel = Interceptor::load(&config, &own)?;
+    let mut kernel = Interceptor::load(&config, &own, Config::default().worker.threads)?;
     let load = start.elapsed();
     kernel.set_listeners(Listeners {
         v4: Some((listener.as_fd(), port)),
