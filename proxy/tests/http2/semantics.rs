@@ -9,10 +9,10 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body::Frame;
 use http_body_util::BodyExt;
 
-use crate::frames::{GOAWAY, NO_ERROR, WHOLE};
+use crate::frames::{END_HEADERS, END_STREAM, Frame as Said, GOAWAY, NO_ERROR, RST_STREAM, Raw, WHOLE};
 use crate::harness::{Then, Upstream, eventually};
 use crate::intake::{Intake, Sender, asking, connect, empty, full, pipe};
-use crate::world::{World, get};
+use crate::world::{World, get, post};
 
 /// Status, headers, body and trailers of an answer.
 async fn ask(
@@ -182,6 +182,49 @@ async fn a_client_that_resets_a_stream_takes_its_upstream_request_along() {
         drop(body);
         assert_eq!(world.requests(3)[2].outcome, Outcome::ClientAborted);
     }
+}
+
+/// An answer before the end of a request is followed by RST_STREAM, for which some clients throw it away.
+#[test]
+fn a_refusal_waits_for_the_end_of_a_small_body() {
+    let intake = Intake::start(true);
+    let world = World::new(intake.address);
+    let mut foreign = post("/x");
+    foreign[2].1 = "example.org";
+    let resets = |raw: &Raw| -> Vec<u32> {
+        let resets = raw.heard.iter().filter(|frame| frame.kind == RST_STREAM);
+        resets.map(Said::code).collect()
+    };
+    let mut raw = world.raw();
+    raw.headers(1, END_HEADERS, &foreign);
+    // Read by now, and nothing else to do.
+    assert!(raw.ping());
+    raw.data(1, END_STREAM, &[b'x'; 10_000]);
+    assert_eq!(raw.answer(1).0, 421);
+    assert!(raw.ping());
+    assert!(resets(&raw).is_empty(), "{:?}", raw.heard);
+    // What is large, does not come, or waits for our word is not waited for.
+    let mut large = foreign.to_vec();
+    large.push(("content-length", "1000000"));
+    raw.headers(3, END_HEADERS, &large);
+    assert_eq!(raw.answer(3).0, 421);
+    raw.headers(5, END_HEADERS, &foreign);
+    assert_eq!(raw.answer(5).0, 421);
+    let mut waiting = foreign.to_vec();
+    waiting.push(("expect", "100-continue"));
+    raw.headers(7, END_HEADERS, &waiting);
+    assert_eq!(raw.answer(7).0, 421);
+    assert!(raw.ping());
+    assert_eq!(resets(&raw), [NO_ERROR; 3]);
+    raw.leave();
+    let records = world.requests(4);
+    assert!(
+        records
+            .iter()
+            .all(|record| record.outcome == Outcome::Misdirected),
+        "{records:?}"
+    );
+    assert_eq!(intake.begun(), 0);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -186,6 +187,36 @@ impl Upload {
     /// No attempt reads on: the client's connection is used for something else.
     pub(in crate::relay) fn void(&self) {
         self.0.borrow_mut().attempt += 1;
+    }
+
+    /// Reads what the client still sends, and throws it away: until its end, a fault, or more than `limit` bytes. More than that is not
+    /// waited for when it was declared. No attempt reads on.
+    pub(in crate::relay) async fn discard(&self, limit: u64) {
+        self.void();
+        let mut left = limit;
+        poll_fn(|cx| {
+            let source = &mut *self.0.borrow_mut();
+            let declared = source
+                .length
+                .map_or(0, |length| length.saturating_sub(source.bytes));
+            while declared <= limit && !source.ended && !source.failed {
+                match ready!(source.incoming.poll_frame(cx)) {
+                    Some(Ok(frame)) => {
+                        source.stall.exchange.moved();
+                        let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+                        let Some(rest) = left.checked_sub(length) else {
+                            break;
+                        };
+                        left = rest;
+                        source.ended = source.incoming.is_end_stream();
+                    }
+                    Some(Err(_)) => source.failed = true,
+                    None => source.ended = true,
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
     }
 
     /// Body bytes from the client.

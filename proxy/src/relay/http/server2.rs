@@ -10,14 +10,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::HOST;
+use http::header::{EXPECT, HOST};
 use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::body::{Download, Relay, Upload};
 use super::exchange::Exchange;
@@ -49,6 +49,8 @@ const OWN_RESETS: usize = 64;
 const ABORTS: u64 = 100;
 /// A client that does not answer a ping for this long is gone; asked while it has streams open.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long what a client is about to send is waited for before it is refused.
+const REST: Duration = Duration::from_secs(1);
 /// After GOAWAY an idle client has this long to go, or `limits.idle_timeout` when that is shorter.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -172,6 +174,8 @@ async fn handle<H: Handshake>(
         // Some clients look at a certificate only when the handshake is over: a request shows that they took it.
         shared.recorder.client_trusts(asking);
     }
+    // It sends nothing before it has our word.
+    let waits = parts.headers.contains_key(EXPECT);
     let upload = Upload::new(incoming, shared.config.limits.idle_timeout, Rc::clone(exchange));
     let path = match shared.recorder.wants_paths() {
         true => redact::path(parts.uri.path()),
@@ -203,6 +207,7 @@ async fn handle<H: Handshake>(
         Ok(destination) => destination,
         Err(refusal) => {
             let (outcome, reason) = answer::refused(refusal);
+            rest(&upload, waits).await;
             return own(outcome, reason.to_owned(), recording);
         }
     };
@@ -235,6 +240,7 @@ async fn handle<H: Handshake>(
                 return own(outcome, reason.to_owned(), recording);
             }
             tracing::debug!(product = %target.product, name = %target.name, error = %failure, "request failed");
+            rest(&upload, waits).await;
             let outcome = failure.outcome();
             own(
                 outcome,
@@ -242,6 +248,15 @@ async fn handle<H: Handshake>(
                 recording,
             )
         }
+    }
+}
+
+/// Lets a client send the rest of a small body before we answer: what it may send without hearing from us. An answer before that ends with
+/// RST_STREAM and NO_ERROR (RFC 9113 section 8.1), behind which clients must not throw the answer away, and some do (curl 7.88).
+async fn rest(upload: &Upload, waits: bool) {
+    if !waits {
+        // In vain: it is answered all the same.
+        let _ = timeout(REST, upload.discard(STREAM_WINDOW.into())).await;
     }
 }
 
