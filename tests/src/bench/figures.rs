@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::histogram::Histogram;
 
-/// What one peer did in one round of one workload.
+/// What one peer did in one window of one workload.
 #[derive(Clone, Debug, Default)]
 pub struct Round {
     /// `W1`
@@ -113,14 +113,14 @@ pub fn quantiles(times: &Histogram) -> Value {
     json!({"p50_ns": at(500), "p99_ns": at(990), "p999_ns": at(999), "max_ns": times.largest()})
 }
 
-/// A median with the lowest and the highest value that it was taken from.
+/// A median with the quartiles of the values that it was taken from.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     /// The middle one; the mean of the two middle ones when their number is even.
     pub median: f64,
-    /// The lowest.
+    /// The value that a quarter lie at or below; of four or fewer the lowest.
     pub low: f64,
-    /// The highest.
+    /// The value that a quarter lie at or above; of four or fewer the highest.
     pub high: f64,
 }
 
@@ -132,7 +132,8 @@ impl Spread {
         }
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
-        let (low, high) = (*sorted.first()?, *sorted.last()?);
+        let quarter = sorted.len().checked_sub(1)? / 4;
+        let (low, high) = (sorted[quarter], sorted[sorted.len() - 1 - quarter]);
         let half = sorted.len() / 2;
         let median = if sorted.len() % 2 == 1 {
             sorted[half]

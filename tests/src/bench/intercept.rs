@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::NAME;
 use super::figures::Round;
 use super::peers::{Front, Peer, Running, settings};
-use super::run::{Part, Plan, Turns, alternating, rounds};
+use super::run::{Part, Plan, alternating};
 use super::stage::{BACKEND, Place, Stage, Target, here, ports};
 use crate::cgroup::Cgroup;
 use crate::cni::{Node, Plugin, Style};
@@ -41,9 +41,7 @@ const GROUPS: [std::ops::Range<usize>; 3] = [0..2, 2..4, 4..7];
 
 /// Blocks for each round that was asked for.
 pub const BLOCKS: usize = 8;
-/// Windows of a block.
-pub const WINDOWS: usize = 8;
-/// Length of a window, in that of others: 5 s become 150 ms.
+/// Length of a window, in a block of the others: 5 s become 150 ms.
 pub const SHORT: f64 = 0.03;
 /// The proxies have been at work before.
 const WARMUP: Duration = Duration::from_millis(200);
@@ -140,15 +138,11 @@ fn variants(plan: &Plan, round: usize) -> Result<Vec<Round>> {
     let mut all = Vec::new();
     for (name, like) in LOADS {
         let mut load = plan.load(like).context("a workload without a load")?;
-        load.window = plan.window.mul_f64(SHORT);
+        load.window = plan.block.mul_f64(SHORT);
         load.warmup = WARMUP;
-        let turns = Turns {
-            first: round * BLOCKS,
-            blocks: BLOCKS,
-            windows: WINDOWS,
-        };
         for group in GROUPS {
-            all.extend(alternating(turns, name, &parts[group], &load)?);
+            let blocks = round * BLOCKS..(round + 1) * BLOCKS;
+            all.extend(alternating(blocks, name, &parts[group], &load)?);
         }
     }
     told(&proxies, &mut all)?;
@@ -237,5 +231,5 @@ pub fn https(plan: &Plan) -> Result<Vec<Round>> {
     }
     let parts: Vec<Part> = running.iter().map(|peer| Part::of(peer, &stage)).collect();
     let load = plan.load("W8").context("a workload without a load")?;
-    rounds(plan.rounds, "W8", &parts, &load)
+    alternating(0..plan.rounds, "W8", &parts, &load)
 }

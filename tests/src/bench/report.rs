@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use super::figures::{Figure, Round, Spread, ratio, rounds, spread};
 use super::goals::Verdict;
-use super::intercept::{BLOCKS, LOADS, SHORT, VARIANTS, WINDOWS};
+use super::intercept::{BLOCKS, LOADS, SHORT, VARIANTS};
 use super::memory::Idle;
 use super::process::{Memory, processor};
-use super::run::{Plan, Results, json as raw};
+use super::run::{Plan, Results, WINDOWS, json as raw};
 use crate::capture;
 
 /// What a run's report says first: date, commit, and what the machine is and does.
@@ -47,12 +47,13 @@ pub fn head(plan: &Plan) -> Result<BTreeMap<String, String>> {
     head.insert(
         "rounds".to_owned(),
         format!(
-            "{} of {} s (W5: {} s; W7: {} windows of {} ms by turns, the clients new after every {WINDOWS}), after 1 s (W7: 0.2 s) that is not counted",
+            "{} blocks of {WINDOWS} windows of {} ms (W5: {} ms; W7: {} blocks, {} ms), by turns; the clients of a block are new, and work \
+             for 1 s (W7: 0.2 s) before",
             plan.rounds,
-            plan.window.as_secs(),
-            plan.paced_window.as_secs(),
-            plan.rounds * BLOCKS * WINDOWS,
-            plan.window.mul_f64(SHORT).as_millis(),
+            (plan.block / WINDOWS).as_millis(),
+            (plan.paced_block / WINDOWS).as_millis(),
+            plan.rounds * BLOCKS,
+            plan.block.mul_f64(SHORT).as_millis(),
         ),
     );
     for peer in &plan.peers {
@@ -64,45 +65,30 @@ pub fn head(plan: &Plan) -> Result<BTreeMap<String, String>> {
     Ok(head)
 }
 
-/// One line for each round while it runs.
-pub fn progress(round: &Round) -> String {
-    let number = |figure| {
-        round
-            .figure(figure)
-            .map_or_else(|| "-".to_owned(), |v| format!("{v:.1}"))
-    };
-    let errors = if round.errors.is_empty() {
-        String::new()
-    } else {
-        format!(", errors {:?}", round.errors)
-    };
-    format!(
-        "{} {:<18} round {}: CPU {} us, {} req/s, p50 {} us, p99 {} us, others {:.2} CPUs{errors}",
-        round.workload,
-        round.peer,
-        round.round + 1,
-        number(Figure::Cpu),
-        number(Figure::Rate),
-        number(Figure::P50),
-        number(Figure::P99),
-        round.others,
-    )
-}
-
-/// One line for a part's windows in a block.
-pub fn progress_of_block(found: &[Round], peer: &str, block: usize) -> String {
+/// One line for a peer's windows of a block, while it runs.
+pub fn progress(found: &[Round], peer: &str, block: usize) -> String {
     let mine: Vec<&Round> = found.iter().filter(|round| round.peer == peer).collect();
     let number = |figure| {
         let values: Option<Vec<f64>> = mine.iter().map(|round| round.figure(figure)).collect();
         middle(values.and_then(|values| Spread::of(&values)), 1)
     };
-    let failures: u64 = mine.iter().map(|round| round.failures()).sum();
+    let mut errors: BTreeMap<&str, u64> = BTreeMap::new();
+    for (kind, count) in mine.iter().flat_map(|round| &round.errors) {
+        *errors.entry(kind).or_default() += count;
+    }
+    let errors = if errors.is_empty() {
+        String::new()
+    } else {
+        format!(", errors {errors:?}")
+    };
     format!(
-        "{} {peer:<18} block {}: CPU {} us, {} req/s, {failures} errors",
+        "{} {peer:<18} block {}: CPU {} us, {} req/s, p50 {} us, p99 {} us{errors}",
         mine.first().map_or("", |round| &round.workload),
         block + 1,
         number(Figure::Cpu),
         number(Figure::Rate),
+        number(Figure::P50),
+        number(Figure::P99),
     )
 }
 
@@ -135,8 +121,8 @@ pub fn text(plan: &Plan, results: &Results, verdicts: &[Verdict]) -> String {
         out.push_str(&format!("| {name} | {value} |\n"));
     }
     out.push_str(
-        "\nMedians [lowest-highest round]. \"x haproxy\" is the median of the ratios of the same round. CPU is the proxy's \
-         process tree only, kernel included. Upstream: connections that the backend accepted within the window.\n",
+        "\nMedians [quartiles] of the windows. \"x haproxy\" is the median of the ratios of the same turn. CPU is the proxy's \
+         process tree only, kernel included. Upstream: connections that the backend accepted within a window.\n",
     );
     for (workload, title) in TITLES {
         if !plan.wants(workload) {

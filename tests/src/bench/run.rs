@@ -1,7 +1,7 @@
 //! The orchestrator: what is measured, in which order, and how one round is measured.
 //!
-//! For each workload, in each round, every peer has its turn, and the order moves on by one from round to round: what drifts on the
-//! machine drifts for all. A peer that fails a round is shown with that failure; the run goes on.
+//! For each workload the clients of all peers are there at once, and one peer's work at a time, in short windows: what drifts on the
+//! machine drifts for all. A peer that fails a window is shown with that failure; the run goes on.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,6 +27,8 @@ const RELAYS: [&str; 5] = ["W1", "W2", "W3", "W4", "W5"];
 const WARMUP: Duration = Duration::from_secs(1);
 /// What the last answers of the warm-up left to do is done then.
 const SETTLE: Duration = Duration::from_millis(100);
+/// Each peer has as many turns in a block.
+pub const WINDOWS: u32 = 8;
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -35,12 +37,12 @@ pub struct Plan {
     pub workloads: Vec<String>,
     /// Whom to compare.
     pub peers: Vec<Peer>,
-    /// How many.
+    /// How many blocks, each with clients of its own (W7: how many times its proxies are started).
     pub rounds: usize,
-    /// Length of a window.
-    pub window: Duration,
-    /// Length of a window of W5, which has few requests.
-    pub paced_window: Duration,
+    /// How long each peer works in a block, in [`WINDOWS`] windows.
+    pub block: Duration,
+    /// The same in W5, which has few requests.
+    pub paced_block: Duration,
     /// Compare with the goals.
     pub gate: bool,
     /// Where the raw figures go.
@@ -77,9 +79,9 @@ impl Plan {
             workloads,
             peers,
             rounds,
-            window: Duration::from_secs(seconds),
-            // 5 becomes 8: 4,000 requests a round.
-            paced_window: Duration::from_secs(seconds * 8 / 5),
+            block: Duration::from_secs(seconds),
+            // 5 becomes 8: windows of a second, 500 requests in each.
+            paced_block: Duration::from_secs(seconds).mul_f64(1.6),
             gate: words.has("gate"),
             json: words.get("json").map(PathBuf::from),
         })
@@ -90,7 +92,7 @@ impl Plan {
         self.workloads.iter().any(|name| name == workload)
     }
 
-    /// The load of W1 to W5; nothing for another.
+    /// The load of W1 to W5 and W8; nothing for another.
     pub fn load(&self, workload: &str) -> Option<Load> {
         let (mode, connections, body) = match workload {
             "W1" => ("kept", 64, 1 << 10),
@@ -101,16 +103,16 @@ impl Plan {
             "W8" => ("http2", 8, 1 << 10),
             _ => return None,
         };
-        let window = if mode == "paced" {
-            self.paced_window
+        let block = if mode == "paced" {
+            self.paced_block
         } else {
-            self.window
+            self.block
         };
         Some(Load {
             mode,
             connections,
             body,
-            window,
+            window: block / WINDOWS,
             warmup: WARMUP,
         })
     }
@@ -202,7 +204,7 @@ fn relays(plan: &Plan, results: &mut Results) -> Result<()> {
         let parts: Vec<Part> = running.iter().map(|peer| Part::of(peer, &stage)).collect();
         results
             .rounds
-            .extend(rounds(plan.rounds, workload, &parts, &load)?);
+            .extend(alternating(0..plan.rounds, workload, &parts, &load)?);
         // The peak belongs to all three: of fewer it would be another figure under the same name.
         if workload == "W3" && plan.wants("W1") && plan.wants("W2") {
             for peer in running.iter().filter(|peer| !peer.roots().is_empty()) {
@@ -240,44 +242,27 @@ impl<'a> Part<'a> {
     }
 }
 
-/// All rounds of a workload, interleaved.
-pub fn rounds(count: usize, workload: &str, parts: &[Part], load: &Load) -> Result<Vec<Round>> {
+/// The rounds of a workload, one for each window of these blocks.
+///
+/// A machine's speed drifts by some per cent within seconds, so windows are short and follow one another at once: the clients of all
+/// parts are there, one part's at work. Every other window has the order turned round (A B B A), so that a drift favours nobody, and
+/// who begins changes with each two, so that nobody follows on himself more often than another. Each block has clients of its own: what
+/// their connections have by chance (which data thread, which port) changes.
+pub fn alternating(
+    blocks: std::ops::Range<usize>,
+    workload: &str,
+    parts: &[Part],
+    load: &Load,
+) -> Result<Vec<Round>> {
     let mut all = Vec::new();
-    for round in 0..count {
-        for turn in 0..parts.len() {
-            interrupted()?;
-            let part = &parts[(round + turn) % parts.len()];
-            let found = Clients::start(part, load).and_then(|mut clients| clients.window());
-            let found = named(found, workload, &part.name, round)?;
-            eprintln!("{}", report::progress(&found));
-            all.push(found);
-        }
-    }
-    Ok(all)
-}
-
-/// How [`alternating`] measures.
-#[derive(Clone, Copy, Debug)]
-pub struct Turns {
-    /// Number of the first block.
-    pub first: usize,
-    /// Each has clients of its own, so that what their connections have by chance (which data thread, which port) changes.
-    pub blocks: usize,
-    /// Windows of each part in a block.
-    pub windows: usize,
-}
-
-/// Rounds of parts that are compared with each other to the per cent. A machine's speed drifts by more than that within seconds, so
-/// windows are short and follow one another at once: the clients of all parts are there, one part's at work. The order is turned
-/// round each time (A B B A), so that a drift favours nobody.
-pub fn alternating(turns: Turns, workload: &str, parts: &[Part], load: &Load) -> Result<Vec<Round>> {
-    let mut all = Vec::new();
-    for block in turns.first..turns.first + turns.blocks {
+    for block in blocks {
         let mut clients: Vec<Result<Clients>> = parts.iter().map(|part| Clients::start(part, load)).collect();
         let begin = all.len();
-        for window in 0..turns.windows {
+        for window in 0..WINDOWS as usize {
+            let round = block * WINDOWS as usize + window;
             let mut order: Vec<usize> = (0..parts.len()).collect();
-            if (block + window) % 2 == 1 {
+            order.rotate_left(round / 2 % parts.len());
+            if round % 2 == 1 {
                 order.reverse();
             }
             for index in order {
@@ -286,12 +271,11 @@ pub fn alternating(turns: Turns, workload: &str, parts: &[Part], load: &Load) ->
                     Ok(clients) => clients.window(),
                     Err(error) => Err(anyhow::anyhow!("{error:#}")),
                 };
-                let round = block * turns.windows + window;
                 all.push(named(found, workload, &parts[index].name, round)?);
             }
         }
         for part in parts {
-            eprintln!("{}", report::progress_of_block(&all[begin..], &part.name, block));
+            eprintln!("{}", report::progress(&all[begin..], &part.name, block));
         }
     }
     Ok(all)

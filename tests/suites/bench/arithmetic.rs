@@ -63,6 +63,8 @@ pub fn medians_and_ratios() -> Result<()> {
     let of = |values: &[f64]| Spread::of(values).map(|spread| (spread.median, spread.low, spread.high));
     check_eq!(of(&[3.0, 1.0, 2.0]), Some((2.0, 1.0, 3.0)), "odd");
     check_eq!(of(&[4.0, 1.0, 2.0, 3.0]), Some((2.5, 1.0, 4.0)), "even");
+    let eight = [8.0, 1.0, 7.0, 2.0, 6.0, 3.0, 5.0, 4.0];
+    check_eq!(of(&eight), Some((4.5, 2.0, 7.0)), "quartiles");
     check_eq!(of(&[7.0]), Some((7.0, 7.0, 7.0)), "one");
     check_eq!(of(&[]), None, "none");
     check_eq!(of(&[1.0, f64::NAN]), None, "no number");

@@ -48,10 +48,10 @@ pub struct RelayOptions {
     /// Only these peers, with commas: ours, haproxy, haproxy-64k, nginx, envoy, stunnel, direct; and haproxy-again, whose ratio to haproxy is the noise of the run
     #[arg(long, value_name = "LIST")]
     peers: Option<String>,
-    /// Rounds of each workload
+    /// Blocks of eight windows of each workload, the clients new in each (W7: starts of its proxies, eight blocks after each)
     #[arg(long, value_name = "N", default_value_t = 3)]
     rounds: u32,
-    /// Seconds of a window (W5: 1.6 times as many; W7: 0.03 of it, in 64 windows a round)
+    /// Seconds that each peer works in a block (W5: 1.6 times as many; W7: 0.03 of it in each window)
     #[arg(long, value_name = "S", default_value_t = 5)]
     seconds: u32,
     /// Fail when a goal of the workloads that ran is missed, or a figure for it is missing

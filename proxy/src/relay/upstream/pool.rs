@@ -25,8 +25,9 @@ use crate::relay::network::NetworkId;
 use crate::relay::origin::UpstreamAddr;
 use crate::tls::Negotiated;
 
-/// Idle connections per key and thread.
-const MAX_IDLE_PER_KEY: usize = 64;
+/// Idle connections per key and thread: what two clients with all streams of HTTP/2 that we allow have in use at once, and each
+/// may leave. With fewer, every ebb closes what the next flow has to make anew.
+const MAX_IDLE_PER_KEY: usize = 256;
 /// Requests at once on one HTTP/2 connection; the usual limit of servers.
 pub(super) const MAX_STREAMS: usize = 100;
 /// How often idle connections are looked over, at least.
