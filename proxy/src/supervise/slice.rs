@@ -57,8 +57,6 @@ fn done(result: libc::c_long) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
-
     use super::*;
 
     /// Only the slice changes, and only of the thread that asks; before 6.12 nothing does.
