@@ -7,7 +7,7 @@
 //! - [`channel`] and [`protocol`]: how master and worker talk; descriptors travel beside their messages.
 //! - [`process`]: starting a worker and knowing when it ended.
 //! - [`worker`]: what the child does; [`privileges`]: what it gives up first; [`broker`]: how its data threads get sockets
-//!   of Agent pods' namespaces; [`slice`]: how long a data thread keeps a processor.
+//!   of Agent pods' namespaces.
 //! - [`authority`]: the key of the local authority, opened by the master and read by the worker.
 //! - [`admin`]: the socket that `status` and `intercept on|off` speak to.
 //! - [`notify`]: the service manager.
@@ -23,5 +23,4 @@ pub mod notify;
 pub mod privileges;
 pub mod process;
 pub mod protocol;
-pub mod slice;
 pub mod worker;

@@ -37,10 +37,6 @@ const UNSAFE: &[(&str, &str)] = &[
         "a descriptor is received as a bare number",
     ),
     (
-        "proxy/src/supervise/slice.rs",
-        "sched_setattr(2) has no safe binding",
-    ),
-    (
         "proxy/src/supervise/worker.rs",
         "sockets of the service manager come as bare numbers",
     ),

@@ -18,7 +18,6 @@ use super::broker::Broker;
 use super::channel::Channel;
 use super::privileges;
 use super::protocol::{FromWorker, HttpsStatus, MasterStatus, Passed, Purpose, Setup, WorkerStatus};
-use super::slice;
 use crate::catalog::Catalog;
 use crate::cli::Exit;
 use crate::cli::output::complain;
@@ -404,9 +403,6 @@ fn data_thread(
     shared: Arc<Shared>,
     draining: watch::Receiver<bool>,
 ) {
-    if let Err(error) = slice::shorten() {
-        tracing::debug!(%error, "a data thread keeps its time slice");
-    }
     match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
             LocalSet::new().block_on(&runtime, relay::serve(listeners, changes, shared, draining));
