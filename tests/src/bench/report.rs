@@ -51,7 +51,7 @@ pub fn head(plan: &Plan) -> Result<BTreeMap<String, String>> {
              for 1 s (W7: 0.2 s) before",
             plan.rounds,
             (plan.block / WINDOWS).as_millis(),
-            (plan.paced_block / WINDOWS).as_millis(),
+            (plan.paced_block() / WINDOWS).as_millis(),
             plan.rounds * BLOCKS,
             plan.block.mul_f64(SHORT).as_millis(),
         ),

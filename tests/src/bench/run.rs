@@ -41,8 +41,6 @@ pub struct Plan {
     pub rounds: usize,
     /// How long each peer works in a block, in [`WINDOWS`] windows.
     pub block: Duration,
-    /// The same in W5, which has few requests.
-    pub paced_block: Duration,
     /// Compare with the goals.
     pub gate: bool,
     /// Where the raw figures go.
@@ -80,8 +78,6 @@ impl Plan {
             peers,
             rounds,
             block: Duration::from_secs(seconds),
-            // 5 becomes 8: windows of a second, 500 requests in each.
-            paced_block: Duration::from_secs(seconds).mul_f64(1.6),
             gate: words.has("gate"),
             json: words.get("json").map(PathBuf::from),
         })
@@ -90,6 +86,11 @@ impl Plan {
     /// True when this workload was asked for.
     pub fn wants(&self, workload: &str) -> bool {
         self.workloads.iter().any(|name| name == workload)
+    }
+
+    /// How long each peer works in a block of W5, which has few requests: 5 s become 8, windows of a second with 500 in each.
+    pub fn paced_block(&self) -> Duration {
+        self.block.mul_f64(1.6)
     }
 
     /// The load of W1 to W5 and W8; nothing for another.
@@ -104,7 +105,7 @@ impl Plan {
             _ => return None,
         };
         let block = if mode == "paced" {
-            self.paced_block
+            self.paced_block()
         } else {
             self.block
         };
