@@ -61,16 +61,20 @@ pub fn markdown(head: &Head, parts: &[Part]) -> String {
     text
 }
 
+/// What is compared is compared within a round: the machine changes its pace between rounds by more than a program costs.
 fn line(row: &Times, runs: &Result<Vec<Runs>, String>) -> String {
-    let (off, on) = (quantile(&row.off, 1, 10), quantile(&row.on, 1, 10));
-    let ratios: Vec<f64> = row.off.iter().zip(&row.on).map(|(off, on)| on / off).collect();
+    let rounds = || row.off.iter().zip(&row.on);
+    let more: Vec<f64> = rounds().map(|(off, on)| on - off).collect();
+    let ratios: Vec<f64> = rounds().map(|(off, on)| on / off).collect();
     format!(
-        "| {} | IPv{} | {:.2} | {:.2} | {:.0} | {:.3} [{:.3}, {:.3}] | {} |\n",
+        "| {} | IPv{} | {:.2} | {:.2} | {:.0} [{:.0}, {:.0}] | {:.3} [{:.3}, {:.3}] | {} |\n",
         row.case.what,
         row.case.family,
-        off / 1000.0,
-        on / 1000.0,
-        on - off,
+        quantile(&row.off, 1, 2) / 1000.0,
+        quantile(&row.on, 1, 2) / 1000.0,
+        quantile(&more, 1, 2),
+        quantile(&more, 1, 4),
+        quantile(&more, 3, 4),
         quantile(&ratios, 1, 2),
         quantile(&ratios, 1, 4),
         quantile(&ratios, 3, 4),
