@@ -346,4 +346,6 @@ pub struct Worker {
     pub user: String,
     /// Data threads; each has its own listeners and pool.
     pub threads: usize,
+    /// Whether the worker's system calls and files are restricted.
+    pub sandbox: bool,
 }

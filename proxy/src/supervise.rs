@@ -6,7 +6,8 @@
 //! - [`interception`]: on, off and unavailable: the master's side of the kernel programs.
 //! - [`channel`] and [`protocol`]: how master and worker talk; descriptors travel beside their messages.
 //! - [`process`]: starting a worker and knowing when it ended.
-//! - [`worker`]: what the child does; [`privileges`]: what it gives up first; [`broker`]: how its data threads get sockets
+//! - [`worker`]: what the child does; [`privileges`]: what it gives up first, [`sandbox`]: what the kernel refuses it
+//!   from then on; [`broker`]: how its data threads get sockets
 //!   of Agent pods' namespaces.
 //! - [`authority`]: the key of the local authority, opened by the master and read by the worker.
 //! - [`admin`]: the socket that `status` and `intercept on|off` speak to.
@@ -23,4 +24,5 @@ pub mod notify;
 pub mod privileges;
 pub mod process;
 pub mod protocol;
+pub mod sandbox;
 pub mod worker;

@@ -27,6 +27,7 @@ pub mod cgroup;
 pub mod cni;
 pub mod dns;
 pub mod forward;
+pub mod inject;
 pub mod intake;
 pub mod kubernetes;
 pub mod local_ca;

@@ -15,6 +15,7 @@ use crate::supervise::protocol::{
     ClientTlsStatus, HttpsStatus, InterceptionStatus, ListenerStatus, MasterStatus, ProductStatus,
     UpstreamSessionStatus, UpstreamTlsStatus, WorkerStatus,
 };
+use crate::supervise::sandbox::Sandbox;
 use crate::tls::ca::{AuthoritiesStatus, Role};
 use crate::tls::{ModuleStatus, RootsStatus, TrustStatus};
 
@@ -37,6 +38,9 @@ pub struct Report {
     master: Process,
     /// Absent while no worker answers.
     worker: Option<Process>,
+    /// What the kernel refuses the worker; absent while none answers.
+    #[serde(default)]
+    sandbox: Option<Sandbox>,
     module: Option<ModuleStatus>,
     roots: Option<RootsStatus>,
     /// The local authority that signs for Agents that speak HTTPS.
@@ -96,6 +100,7 @@ impl Report {
                 uptime_seconds: None,
             },
             worker: None,
+            sandbox: None,
             module: None,
             roots: None,
             authority: None,
@@ -121,6 +126,7 @@ impl Report {
                 pid: worker.pid,
                 uptime_seconds: Some(worker.uptime_seconds),
             });
+            report.sandbox = Some(worker.sandbox);
             report.module = Some(worker.module);
             report.roots = Some(worker.roots);
             report.authority = worker.authority;
@@ -239,6 +245,9 @@ fn print(report: &Report) {
             worker.pid,
             report.worker_restarts
         );
+    }
+    if let Some(sandbox) = &report.sandbox {
+        say!("sandbox          {sandbox}");
     }
     for (process, lost) in [
         ("master", Some(report.log_lost.master)),

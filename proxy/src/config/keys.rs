@@ -204,6 +204,7 @@ impl Default for Config {
             worker: Worker {
                 user: "agent-fips-proxy".to_owned(),
                 threads: thread::available_parallelism().map_or(1, usize::from).min(2),
+                sandbox: true,
             },
         }
     }

@@ -15,6 +15,7 @@ use crate::observe::distrust::DistrustStatus;
 use crate::observe::logging::Lost;
 use crate::relay::network::NetworkId;
 use crate::relay::outcome::ClientTls;
+use crate::supervise::sandbox::Sandbox;
 use crate::tls::ca::AuthoritiesStatus;
 use crate::tls::{ModuleStatus, RootsStatus, TrustStatus};
 
@@ -277,6 +278,9 @@ pub struct WorkerStatus {
     pub pid: u32,
     /// Seconds since it became ready.
     pub uptime_seconds: u64,
+    /// What the kernel refuses it.
+    #[serde(default)]
+    pub sandbox: Sandbox,
     /// The crypto module that every byte to the intake passes.
     pub module: ModuleStatus,
     /// The trust roots.

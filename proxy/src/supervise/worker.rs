@@ -18,6 +18,7 @@ use super::broker::Broker;
 use super::channel::Channel;
 use super::privileges;
 use super::protocol::{FromWorker, HttpsStatus, MasterStatus, Passed, Purpose, Setup, WorkerStatus};
+use super::sandbox::{self, Sandbox};
 use crate::catalog::Catalog;
 use crate::cli::Exit;
 use crate::cli::output::complain;
@@ -154,6 +155,7 @@ type Failure = (Exit, String);
 struct Worker {
     runtime: Runtime,
     started: Instant,
+    sandbox: Sandbox,
     config: Arc<Config>,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
@@ -182,8 +184,6 @@ impl Worker {
         master: MasterStatus,
         secrets: &Secrets,
     ) -> Result<Self, Failure> {
-        // Privileges are given up by now, which is done for one thread only; the data threads come later.
-        logging::detach();
         let module = tls::module::start()
             .map_err(|e| (Exit::Internal, format!("the crypto module is not usable: {e}")))?;
         let module = module.with_policy(config.upstream.tls_policy);
@@ -202,6 +202,11 @@ impl Worker {
         if let Err(error) = privileges::raise_open_files() {
             tracing::debug!(%error, "cannot raise the limit of open files");
         }
+        // What is read once has been read, and nothing has come from the network. Until here there is one thread: what it gave up, and
+        // what it is refused, holds for those that it starts.
+        let sandbox = sandbox::enter(&config).map_err(|e| (Exit::Internal, e.to_string()))?;
+        logging::detach();
+        tracing::info!(%sandbox, "confined");
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build()
@@ -250,6 +255,7 @@ impl Worker {
         Ok(Self {
             runtime,
             started: Instant::now(),
+            sandbox,
             config,
             shared,
             metrics,
@@ -356,6 +362,7 @@ impl Worker {
         WorkerStatus {
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
+            sandbox: self.sandbox.clone(),
             module: self.metrics.module().clone(),
             roots: self.roots.clone(),
             authority: self.server.as_ref().map(tls::Server::authorities),

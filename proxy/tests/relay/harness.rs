@@ -374,6 +374,7 @@ pub fn config(upstream_port: u16) -> Config {
         worker: Worker {
             user: "nobody".to_owned(),
             threads: 1,
+            sandbox: true,
         },
     }
 }

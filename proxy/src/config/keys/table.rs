@@ -251,4 +251,13 @@ const RUNNING: &[Key] = &[
         get: |config| config.worker.threads.to_string(),
         ..KEY
     },
+    Key {
+        path: "worker.sandbox",
+        effect: "Restricts the worker by seccomp to the system calls that it makes, and by Landlock (Linux 5.13) to the files \
+                 that it reads, once it is set up. `false` is for finding out whether a fault comes from that.",
+        who: NOBODY,
+        set: |draft, raw| boolean(raw).map(|value| draft.config.worker.sandbox = value),
+        get: |config| config.worker.sandbox.to_string(),
+        ..KEY
+    },
 ];

@@ -1,6 +1,9 @@
 //! Workers over the life of the master: started, heard, replaced when they die.
 
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
+
+use nix::libc::SIGSYS;
 
 use super::Master;
 use crate::cli::Exit;
@@ -90,6 +93,7 @@ impl Master {
         worker: &WorkerProcess,
         status: std::io::Result<std::process::ExitStatus>,
     ) -> Option<Exit> {
+        let signal = status.as_ref().ok().and_then(|status| status.signal());
         let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
         if worker.draining {
             tracing::info!(pid = worker.pid, how, "drained worker ended");
@@ -100,6 +104,13 @@ impl Master {
             how,
             "the worker died; its requests in flight are lost, its listeners are not"
         );
+        if signal == Some(SIGSYS) {
+            tracing::error!(
+                pid = worker.pid,
+                "it made a system call that nothing in it makes: somebody may have taken it over. The kernel's log names the call \
+                 (type=1326, `syscall=`)"
+            );
+        }
         self.answer_status(None);
         if self.workers.iter().any(|other| !other.draining) {
             return None;
