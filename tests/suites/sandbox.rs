@@ -28,6 +28,11 @@ fn main() -> ExitCode {
             &[Need::Root],
             fatal,
         ),
+        case(
+            "nobody_else_may_ask_the_master",
+            &[Need::Root],
+            nobody_else_may_ask_the_master,
+        ),
         case("without_a_sandbox", &[Need::Root], without),
     ])
 }
@@ -285,4 +290,46 @@ fn without() -> Result<()> {
     )?;
     check!(matches!(open, Outcome::Value(_)), "a program is read: {open:?}");
     ask(&world)
+}
+
+/// The admin socket, its mode changed by somebody who meant well.
+fn nobody_else_may_ask_the_master() -> Result<()> {
+    const SOCKET: &str = "/run/agent-fips-proxy/admin.sock";
+    let world = World::new()?;
+    let proxy = Launch::new(&world.host).config(&world.config())?.start()?;
+    check!(
+        world
+            .host
+            .command("chmod")
+            .args(["0666", SOCKET])
+            .status()?
+            .success(),
+        "chmod"
+    );
+    for command in ["status", "intercept"] {
+        let words: &[&str] = if command == "status" {
+            &["status"]
+        } else {
+            &["intercept", "on"]
+        };
+        let asked = Launch::new(&world.host)
+            .command_line(words)
+            .through(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"])
+            .output()?;
+        let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+        check!(!asked.status.success(), "{command} by nobody: {asked:?}");
+        check!(
+            said.contains("only root and the user that the proxy runs as may ask"),
+            "{command}: {said}"
+        );
+    }
+    let log = proxy.log();
+    check_eq!(
+        log.matches("somebody asks at the admin socket who may not")
+            .count(),
+        2,
+        "{log}"
+    );
+    check!(proxy.cli(&["status"])?.status.success(), "root may");
+    Ok(())
 }

@@ -1,12 +1,14 @@
 //! The admin socket: one JSON request a line, one JSON answer a line. `status` and `intercept on|off` speak to it.
 //!
-//! It is a Unix socket of mode 0600 in a directory of ours; whoever may open it may switch interception off.
+//! It is a Unix socket of mode 0600 in a directory of ours. Whoever may ask may switch interception off, so who asks is looked at,
+//! too: root, or the user that the master is. A descriptor that was handed on, or a mode that somebody changed, opens nothing.
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -39,8 +41,25 @@ pub enum Answer {
     Error(String),
 }
 
+/// Who asks: the process that connected, as the kernel knew it then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Its user.
+    pub uid: u32,
+    /// Its number, where our pid namespace has one for it.
+    pub pid: Option<i32>,
+}
+
 /// A request on its way to the master's loop.
-pub type Pending = (Request, oneshot::Sender<Answer>);
+#[derive(Debug)]
+pub struct Pending {
+    /// What is asked.
+    pub request: Request,
+    /// By whom.
+    pub caller: Caller,
+    /// Whereto the answer goes.
+    pub tell: oneshot::Sender<Answer>,
+}
 
 /// The socket, removed when dropped.
 pub struct AdminSocket {
@@ -103,6 +122,11 @@ impl Drop for AdminSocket {
 }
 
 async fn exchange(stream: UnixStream, requests: mpsc::Sender<Pending>) -> io::Result<()> {
+    let credentials = stream.peer_cred()?;
+    let caller = Caller {
+        uid: credentials.uid(),
+        pid: credentials.pid(),
+    };
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     BufReader::new(read.take(MAX_REQUEST))
@@ -112,9 +136,22 @@ async fn exchange(stream: UnixStream, requests: mpsc::Sender<Pending>) -> io::Re
         return Ok(());
     }
     let answer = match serde_json::from_str::<Request>(line.trim()) {
+        Ok(_) if !may_ask(caller.uid, Uid::effective()) => {
+            tracing::warn!(
+                uid = caller.uid,
+                pid = caller.pid,
+                "somebody asks at the admin socket who may not"
+            );
+            Answer::Error("only root and the user that the proxy runs as may ask".to_owned())
+        }
         Ok(request) => {
             let (tell, told) = oneshot::channel();
-            if requests.send((request, tell)).await.is_err() {
+            let pending = Pending {
+                request,
+                caller,
+                tell,
+            };
+            if requests.send(pending).await.is_err() {
                 Answer::Error("the proxy is stopping".to_owned())
             } else {
                 told.await
@@ -126,6 +163,10 @@ async fn exchange(stream: UnixStream, requests: mpsc::Sender<Pending>) -> io::Re
     let mut body = serde_json::to_vec(&answer)?;
     body.push(b'\n');
     write.write_all(&body).await
+}
+
+fn may_ask(uid: u32, own: Uid) -> bool {
+    uid == 0 || uid == own.as_raw()
 }
 
 /// Asks the master that answers at `path`. Blocking; for the command line.
@@ -162,8 +203,11 @@ mod tests {
         let (tx, mut rx) = mpsc::channel::<Pending>(1);
         let serving = tokio::spawn(socket.serve(tx));
         tokio::spawn(async move {
-            while let Some((request, tell)) = rx.recv().await {
-                let _ = tell.send(Answer::Ok(serde_json::json!({ "asked": request })));
+            while let Some(pending) = rx.recv().await {
+                assert_eq!(pending.caller.pid, Some(std::process::id().cast_signed()));
+                assert_eq!(pending.caller.uid, Uid::effective().as_raw());
+                let answer = Answer::Ok(serde_json::json!({ "asked": pending.request }));
+                let _ = pending.tell.send(answer);
             }
         });
         let asked = path.clone();
@@ -179,5 +223,13 @@ mod tests {
         serving.abort();
         let _ = serving.await;
         assert!(!path.exists(), "removed with its owner");
+    }
+
+    #[test]
+    fn root_and_the_own_user_may_ask() {
+        let own = Uid::from_raw(990);
+        for (uid, may) in [(0, true), (990, true), (991, false), (65534, false)] {
+            assert_eq!(may_ask(uid, own), may, "{uid}");
+        }
     }
 }

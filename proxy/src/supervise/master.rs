@@ -189,7 +189,7 @@ impl Master {
                         return exit;
                     }
                 }
-                Event::Request((request, tell)) => self.on_request(request, tell).await,
+                Event::Request(pending) => self.on_request(pending).await,
                 Event::Agents => self.follow_agents().await,
                 Event::Restart => {
                     self.restart_at = None;
@@ -202,7 +202,14 @@ impl Master {
         }
     }
 
-    async fn on_request(&mut self, request: Request, tell: oneshot::Sender<Answer>) {
+    async fn on_request(
+        &mut self,
+        Pending {
+            request,
+            caller,
+            tell,
+        }: Pending,
+    ) {
         match request {
             Request::Status => {
                 self.interception.count(true);
@@ -219,7 +226,12 @@ impl Master {
             }
             Request::InterceptOn | Request::InterceptOff => {
                 let on = request == Request::InterceptOn;
-                tracing::info!(on, "interception toggled by command");
+                tracing::info!(
+                    on,
+                    uid = caller.uid,
+                    pid = caller.pid,
+                    "interception toggled by command"
+                );
                 self.interception.want(on);
                 let answer = match self.apply_interception().await {
                     Ok(()) => {
