@@ -29,6 +29,11 @@ fn main() -> ExitCode {
             fatal,
         ),
         case(
+            "the_master_keeps_what_it_needs",
+            &[Need::Root],
+            the_master_keeps_what_it_needs,
+        ),
+        case(
             "nobody_else_may_ask_the_master",
             &[Need::Root],
             nobody_else_may_ask_the_master,
@@ -332,4 +337,43 @@ fn nobody_else_may_ask_the_master() -> Result<()> {
     );
     check!(proxy.cli(&["status"])?.status.success(), "root may");
     Ok(())
+}
+
+/// docs/CAPABILITIES.md, as the kernel tells it.
+fn the_master_keeps_what_it_needs() -> Result<()> {
+    // CAP_DAC_OVERRIDE 1, KILL 5, SETGID 6, SETUID 7, SETPCAP 8, NET_BIND_SERVICE 10, NET_ADMIN 12, SYS_PTRACE 19, SYS_ADMIN 21,
+    // PERFMON 38, BPF 39, SYS_RESOURCE 24.
+    const NEEDED: u64 =
+        1 << 1 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 12 | 1 << 19 | 1 << 21 | 1 << 39;
+    const OLDER: u64 = 1 << 38 | 1 << 24;
+    let world = World::new()?;
+    let proxy = Launch::new(&world.host).config(&world.config())?.start()?;
+    let sets = |process: Pid| -> Result<Vec<(String, u64)>> {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+        let lines = status
+            .lines()
+            .filter_map(|line| line.strip_prefix("Cap")?.split_once(":\t"));
+        lines
+            .map(|(set, mask)| Ok((set.to_owned(), u64::from_str_radix(mask, 16)?)))
+            .collect()
+    };
+    let master = sets(proxy.pid())?;
+    check_eq!(master.len(), 5, "sets of the kernel: {master:?}");
+    for (set, mask) in &master {
+        check_eq!(mask & !(NEEDED | OLDER), 0, "the master's set {set} is {mask:x}");
+    }
+    let own = sets(nix::unistd::getpid())?;
+    let effective = |sets: &[(String, u64)]| sets.iter().find(|(set, _)| set == "Eff").map(|(_, mask)| *mask);
+    // Not everything was given up: what the tests have of it is still there.
+    check_eq!(
+        effective(&master).map(|mask| mask & NEEDED),
+        effective(&own).map(|mask| mask & NEEDED),
+        "what is needed"
+    );
+    check_eq!(
+        sets(proxy.worker()?)?.iter().map(|(_, mask)| mask).sum::<u64>(),
+        0,
+        "the worker's"
+    );
+    ask(&world)
 }

@@ -3,8 +3,9 @@
 use super::{Exit, InputArgs};
 use crate::cli::output::complain;
 use crate::config::Source;
+use crate::intercept::preflight;
 use crate::observe::logging;
-use crate::supervise::{master, worker};
+use crate::supervise::{master, privileges, worker};
 
 /// `worker`
 #[derive(clap::Args)]
@@ -25,6 +26,10 @@ pub(super) fn run(inputs: &InputArgs) -> Exit {
         }
     };
     logging::start(&loaded.config.log);
+    if let Err(error) = privileges::narrow(&preflight::for_older_kernels()) {
+        tracing::error!(%error, "cannot give up what is not needed");
+        return Exit::NoPermission;
+    }
     logging::detach();
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");

@@ -17,7 +17,7 @@ pub(super) const CURE: &str = "before Linux 5.11 eBPF maps count against RLIMIT_
                                unit, start under `ulimit -l unlimited`, or grant CAP_SYS_RESOURCE";
 
 /// True where the limit matters.
-fn counts() -> bool {
+pub(super) fn counts() -> bool {
     parse_release(&kernel()).is_some_and(|version| version < CHARGED_TO_CGROUP)
 }
 

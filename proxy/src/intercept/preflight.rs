@@ -97,6 +97,20 @@ pub fn obstacle(rows: &[Check]) -> Option<&Check> {
         .or_else(|| failed().next())
 }
 
+/// Capabilities that only older kernels ask for, and this one does.
+pub fn for_older_kernels() -> Vec<Capability> {
+    let perfmon = parse_release(&kernel()).is_some_and(|version| version < DEAD_CODE_IS_DEAD);
+    let memory = memlock::counts();
+    let asked = [
+        (perfmon, Capability::CAP_PERFMON),
+        (memory, Capability::CAP_SYS_RESOURCE),
+    ];
+    asked
+        .into_iter()
+        .filter_map(|(asked, capability)| asked.then_some(capability))
+        .collect()
+}
+
 /// A capability, the calls that need it, and whether CAP_SYS_ADMIN includes it.
 struct Needed {
     capability: Capability,

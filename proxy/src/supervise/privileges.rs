@@ -1,7 +1,9 @@
-//! What the worker gives up before it touches the network: user, groups, every capability, new privileges, dumps.
+//! What the master does not keep ([`narrow`]), and what the worker gives up before it touches the network ([`give_up`]): user, groups,
+//! every capability, new privileges, dumps.
 
 use std::io;
 
+use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
@@ -20,6 +22,46 @@ pub enum PrivilegeError {
     /// A step said that it worked, and it did not.
     #[error("privileges are still there after giving them up: {0}")]
     Still(&'static str),
+}
+
+/// What a master may come to need; docs/CAPABILITIES.md names the calls.
+const MASTER: [Capability; 10] = [
+    Capability::CAP_BPF,
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_KILL,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_NET_BIND_SERVICE,
+    Capability::CAP_SETGID,
+    Capability::CAP_SETPCAP,
+    Capability::CAP_SETUID,
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_SYS_PTRACE,
+];
+
+/// Keeps what a master may come to need, as far as it is there, and `older`: what only this kernel asks for. Call it before any
+/// thread is started: capabilities belong to threads.
+pub fn narrow(older: &[Capability]) -> Result<(), PrivilegeError> {
+    let step =
+        |what: &'static str| move |error: CapsError| PrivilegeError::Step(what, io::Error::other(error));
+    let wanted: CapsHashSet = MASTER.iter().chain(older).copied().collect();
+    let kept = |set| caps::read(None, set).map(|has| has.intersection(&wanted).copied().collect());
+    if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).unwrap_or(false) {
+        let bounding = caps::read(None, CapSet::Bounding).map_err(step("read the bounding set"))?;
+        for capability in bounding.difference(&wanted) {
+            caps::drop(None, CapSet::Bounding, *capability).map_err(step("narrow the bounding set"))?;
+        }
+    }
+    // In this order: each set bounds the one before it.
+    for set in [
+        CapSet::Ambient,
+        CapSet::Inheritable,
+        CapSet::Effective,
+        CapSet::Permitted,
+    ] {
+        let kept: CapsHashSet = kept(set).map_err(step("read the capabilities"))?;
+        caps::set(None, set, &kept).map_err(step("give capabilities up"))?;
+    }
+    Ok(())
 }
 
 /// Takes everything away from this process. With the right to change users it becomes `user` (or, when that user does not
