@@ -318,6 +318,10 @@ pub struct Ca {
 pub struct Limits {
     /// Client connections held at once, all listeners together; beyond it a connection is answered 503 and closed.
     pub max_connections: usize,
+    /// The same of one Agent: one pod, or all of the host.
+    pub max_connections_per_agent: usize,
+    /// Bytes a second of a request body, below which a client that is waited for is too slow.
+    pub min_body_rate: u64,
     /// A client connection between two requests.
     pub idle_timeout: Duration,
     /// From the first byte of a request head to its last.

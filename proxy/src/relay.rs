@@ -13,7 +13,6 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -35,6 +34,7 @@ pub mod network;
 mod origin;
 pub mod outcome;
 mod passthrough;
+mod slots;
 mod timer;
 mod tunnel;
 pub mod upstream;
@@ -42,6 +42,7 @@ pub mod upstream;
 use network::{NetworkId, Sockets, Taken};
 pub use origin::{kernel_original_dst, kernel_peer, kernel_peer_process, noted_original_dst};
 use outcome::{ClientTls, ConnectionRecord, Process, RequestRecord, Said, TlsClient, Via};
+pub use slots::Slots;
 use upstream::connect::Handshake;
 use upstream::outbound::Outbound;
 use upstream::resolve::Resolver;
@@ -137,7 +138,7 @@ pub struct Shared<H = tls::Client> {
     pub resolver: Arc<Resolver>,
     /// Where records go.
     pub recorder: Arc<dyn Recorder>,
-    /// Client connections held at once, all threads together.
+    /// What is served at once, all threads together.
     pub slots: Arc<Slots>,
     /// Asks for the original destination of an intercepted connection.
     pub origin: OriginLookup,
@@ -201,48 +202,6 @@ pub trait Recorder: Send + Sync {
     fn client_trusts(&self, client: &TlsClient);
     /// A client does not trust us, or may not.
     fn client_distrusts(&self, client: &TlsClient, said: &Said);
-}
-
-/// Counts client connections against `limits.max_connections`.
-#[derive(Debug)]
-pub struct Slots {
-    used: AtomicUsize,
-    max: usize,
-}
-
-impl Slots {
-    /// At most `max` at once.
-    pub fn new(max: usize) -> Self {
-        Self {
-            used: AtomicUsize::new(0),
-            max,
-        }
-    }
-
-    /// How many are held.
-    pub fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    /// Takes one, until the guard is dropped; `None` when all are held.
-    fn take(self: &Arc<Self>) -> Option<Slot> {
-        self.used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                (used < self.max).then_some(used + 1)
-            })
-            .ok()
-            .map(|_| Slot(Arc::clone(self)))
-    }
-}
-
-/// One held connection; given back on drop, so that a cancelled task cannot leak it.
-#[derive(Debug)]
-struct Slot(Arc<Slots>);
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.used.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Serves `listeners`, and what `changes` brings, until `drain` becomes true (or its sender is gone), then finishes what is

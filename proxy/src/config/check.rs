@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{ConfigError, Source};
-use super::keys::Draft;
-use super::{Config, Datapath, HttpsException, ListenAddress};
+use super::keys::{Draft, share};
+use super::{Config, Datapath, HttpsException, Limits, ListenAddress};
 use crate::catalog::{self, Catalog};
 
 mod upstream;
@@ -28,9 +28,12 @@ pub(super) fn whole(
     let Draft {
         mut config,
         status_port,
+        max_connections_per_agent,
     } = draft;
     config.intercept.requested = requested;
     config.status.port = status_port.unwrap_or(config.explicit.port_range_start);
+    config.limits.max_connections_per_agent =
+        max_connections_per_agent.unwrap_or_else(|| share(config.limits.max_connections));
     let mut check = Check {
         sources,
         failed,
@@ -42,6 +45,7 @@ pub(super) fn whole(
     check.passthrough_names(&config);
     check.mark(&config);
     check.status_port(&config);
+    check.connections(&config.limits);
     check.authority(&config);
     check.upstream(&config.upstream);
     check.clear_text(&config);
@@ -134,6 +138,20 @@ impl Check<'_> {
                 config.status.port, entry.name, config.explicit.port_range_start
             );
             self.refuse(["status.port", "explicit.port_range_start"], &problem);
+        }
+    }
+
+    fn connections(&mut self, limits: &Limits) {
+        if limits.max_connections_per_agent > limits.max_connections {
+            let problem = format!(
+                "one Agent may have {}, all together {}: leave limits.max_connections_per_agent out, or set it to a smaller \
+                 number",
+                limits.max_connections_per_agent, limits.max_connections
+            );
+            self.refuse(
+                ["limits.max_connections_per_agent", "limits.max_connections"],
+                &problem,
+            );
         }
     }
 

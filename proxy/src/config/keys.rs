@@ -118,6 +118,13 @@ pub(super) struct Draft {
     pub(super) config: Config,
     /// `status.port`, when it was set.
     pub(super) status_port: Option<u16>,
+    /// `limits.max_connections_per_agent`, when it was set.
+    pub(super) max_connections_per_agent: Option<usize>,
+}
+
+/// What one Agent may have of so many connections unless it is set: whoever runs wild leaves a quarter to the others.
+pub(super) fn share(max_connections: usize) -> usize {
+    max_connections - max_connections / 4
 }
 
 impl Default for Config {
@@ -191,6 +198,8 @@ impl Default for Config {
             },
             limits: Limits {
                 max_connections: 4096,
+                max_connections_per_agent: share(4096),
+                min_body_rate: 64,
                 idle_timeout: seconds(120),
                 header_timeout: seconds(10),
                 max_header_bytes: 65536,

@@ -24,10 +24,11 @@ use super::intercepted;
 use super::network::{self, NetworkId};
 use super::origin::{self, ClientAddr, Origin, canonical};
 use super::outcome::{ConnectionRecord, Outcome, Said, Via};
+use super::slots::{Full, Slot};
 use super::upstream::connect::Handshake;
 use super::upstream::destination::Destinations;
 use super::upstream::pool::Pool;
-use super::{Listener, Recorder, Role, Shared, Slot, drained};
+use super::{Listener, Recorder, Role, Shared, drained};
 
 /// After an accept error that does not go away by itself (EMFILE, ENOMEM).
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
@@ -140,6 +141,7 @@ pub(super) async fn listen<H: Handshake>(
             return;
         }
     };
+    let agent = thread.shared.slots.of(role.network());
     let mut connections = JoinSet::new();
     let mut rejects = JoinSet::new();
     let mut backoff = BACKOFF_MIN;
@@ -153,12 +155,12 @@ pub(super) async fn listen<H: Handshake>(
                 Ok((stream, client)) => {
                     backoff = BACKOFF_MIN;
                     let client = ClientAddr(canonical(client));
-                    match thread.shared.slots.take() {
-                        Some(slot) => {
+                    match agent.take() {
+                        Ok(slot) => {
                             let incoming = Incoming { role, bound, stream, client, slot };
                             connections.spawn_local(connection(Rc::clone(&thread), incoming, drain.clone()));
                         }
-                        None => overloaded(&thread, role, stream, client, &mut rejects),
+                        Err(full) => overloaded(&thread, role, stream, client, full, &mut rejects),
                     }
                 }
                 // The client gave up between its SYN and our accept.
@@ -210,6 +212,7 @@ pub(super) struct Accepted<H> {
     pub(super) role: Role,
     pub(super) client: ClientAddr,
     pub(super) drain: watch::Receiver<bool>,
+    pub(super) slot: Slot,
     pub(super) recording: Recording,
 }
 
@@ -220,7 +223,7 @@ async fn connection<H: Handshake>(thread: Rc<Thread<H>>, incoming: Incoming, dra
         bound,
         stream,
         client,
-        slot: _slot,
+        slot,
     } = incoming;
     let via = role.via();
     thread.shared.recorder.connection_opened(via);
@@ -230,6 +233,7 @@ async fn connection<H: Handshake>(thread: Rc<Thread<H>>, incoming: Incoming, dra
         role,
         client,
         drain,
+        slot,
         recording,
     };
     let origin = match origin::find(role, bound, &stream, &accepted.thread.shared.origin) {
@@ -257,11 +261,21 @@ impl<H: Handshake> Accepted<H> {
             role,
             client,
             drain,
+            slot,
             recording,
         } = self;
         recording.record.decision = "terminate";
         let asking = session.asking().cloned();
-        let ended = http::serve(Rc::clone(thread), *role, *client, origin, session, drain.clone()).await;
+        let ended = http::serve(
+            Rc::clone(thread),
+            *role,
+            *client,
+            slot.agent(),
+            origin,
+            session,
+            drain.clone(),
+        )
+        .await;
         recording.record.requests = ended.requests;
         if ended.violation.is_some() && ended.requests == 0 {
             recording.record.decision = "refuse";
@@ -298,16 +312,16 @@ fn overloaded<H>(
     role: Role,
     stream: TcpStream,
     client: ClientAddr,
+    full: Full,
     rejects: &mut JoinSet<()>,
 ) {
     let mut recording = Recording::new(Arc::clone(&thread.shared.recorder), role.via(), client);
     recording.record.decision = "refuse";
-    recording.end(
-        Outcome::Overloaded,
-        Some("limits.max_connections reached".to_owned()),
-    );
+    recording.end(Outcome::Overloaded, Some(full.reason().to_owned()));
     if matches!(role, Role::Explicit(_)) && rejects.len() < MAX_REJECTS {
-        rejects.spawn_local(reject(stream, answer::OVERLOADED));
+        rejects.spawn_local(async move {
+            reject(stream, &answer::raw(Outcome::Overloaded, full.reason())).await;
+        });
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -15,6 +16,7 @@ use super::accept::Thread;
 use super::network::NetworkId;
 use super::origin::{ClientAddr, Origin};
 use super::outcome::{Outcome, TlsClient, Via};
+use super::slots;
 use super::timer::LazyTimer;
 use super::upstream::bytes_confirmed;
 use super::upstream::connect::Handshake;
@@ -31,6 +33,7 @@ pub(super) mod head;
 mod head2;
 mod linger;
 pub(super) mod outline;
+pub(super) mod pace;
 pub(super) mod record;
 mod reply;
 mod rewrite;
@@ -151,6 +154,8 @@ pub(super) struct Client<H: Handshake> {
     pub(super) via: Via,
     pub(super) network: NetworkId,
     pub(super) addr: ClientAddr,
+    /// Where more requests at once of an HTTP/2 connection take theirs.
+    slots: Arc<slots::Agent>,
     pub(super) origin: Origin,
     /// See [`Session`].
     pub(super) asking: Option<TlsClient>,
@@ -171,6 +176,7 @@ pub(super) async fn serve<H: Handshake, IO: ClientIo>(
     thread: Rc<Thread<H>>,
     role: Role,
     addr: ClientAddr,
+    slots: Arc<slots::Agent>,
     origin: Origin,
     session: Session<IO>,
     drain: watch::Receiver<bool>,
@@ -186,6 +192,7 @@ pub(super) async fn serve<H: Handshake, IO: ClientIo>(
         via: role.via(),
         network: role.network(),
         addr,
+        slots,
         origin,
         asking,
     });

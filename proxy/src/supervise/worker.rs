@@ -5,7 +5,6 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use tokio::runtime::{Builder, Runtime};
@@ -26,16 +25,20 @@ use crate::config::{Config, HttpsPolicy, TlsPolicy};
 use crate::kubernetes;
 use crate::observe::http::{self, Facts};
 use crate::observe::logging;
-use crate::observe::metrics::{self, Metrics};
+use crate::observe::metrics::Metrics;
 use crate::relay::network::Sockets;
 use crate::relay::upstream::outbound::Outbound;
 use crate::relay::upstream::resolve::{Intake, Resolver, Sources};
-use crate::relay::{self, Change, HttpsHandling, Listener, Role, Shared, Slots};
+use crate::relay::{self, HttpsHandling, Shared, Slots};
 use crate::secret::Secrets;
 use crate::tls;
 
+mod beats;
 mod converse;
+mod data;
 mod trust;
+
+use data::{Data, sort};
 
 /// A worker of a master: standard input is the channel.
 pub fn run_for_master() -> Exit {
@@ -166,9 +169,7 @@ struct Worker {
     authority_problem: Option<String>,
     status_listeners: Vec<TcpListener>,
     drain: watch::Sender<bool>,
-    threads: Vec<JoinHandle<()>>,
-    /// One for each data thread.
-    changes: Vec<mpsc::UnboundedSender<Change>>,
+    data: Data,
     broker: Arc<Broker>,
     /// What others want the master to know.
     tell: mpsc::UnboundedSender<FromWorker>,
@@ -199,9 +200,7 @@ impl Worker {
         let (server, authority_problem) = authority::server(&config, &passing, files);
         let https = https_handling(&config, server.as_ref(), authority_problem.as_deref())?;
         let outbound = Outbound::new(&config.upstream, secrets).map_err(|e| (Exit::Config, e.to_string()))?;
-        if let Err(error) = privileges::raise_open_files() {
-            tracing::debug!(%error, "cannot raise the limit of open files");
-        }
+        raise_open_files(&config, listeners.len());
         // What is read once has been read, and nothing has come from the network. Until here there is one thread: what it gave up, and
         // what it is refused, holds for those that it starts.
         let sandbox = sandbox::enter(&config).map_err(|e| (Exit::Internal, e.to_string()))?;
@@ -229,7 +228,7 @@ impl Worker {
             outbound: outbound.map(Arc::new),
             resolver: Arc::new(Resolver::new(Sources::default(), runtime.handle().clone())),
             recorder: Arc::clone(&metrics) as Arc<dyn relay::Recorder>,
-            slots: Arc::new(Slots::new(config.limits.max_connections)),
+            slots: Arc::new(Slots::new(&config.limits)),
             origin: Arc::new(relay::kernel_original_dst),
             peer: Arc::new(relay::kernel_peer),
             sockets: Arc::clone(&broker) as Arc<dyn Sockets>,
@@ -237,21 +236,8 @@ impl Worker {
         });
         let (drain, draining) = watch::channel(false);
         let (data, status_listeners) = sort(listeners, config.worker.threads);
-        let mut threads = Vec::new();
-        let mut changes = Vec::new();
-        for (index, listeners) in data.into_iter().enumerate() {
-            let shared = Arc::clone(&shared);
-            let draining = draining.clone();
-            let (change, changing) = mpsc::unbounded_channel();
-            changes.push(change);
-            let thread = std::thread::Builder::new()
-                .name(format!("data-{index}"))
-                .spawn(move || {
-                    metrics::count_as(index);
-                    data_thread(listeners, changing, shared, draining);
-                });
-            threads.push(thread.map_err(|e| (Exit::Internal, format!("cannot start a thread: {e}")))?);
-        }
+        let data = Data::start(data, &shared, &draining)
+            .map_err(|e| (Exit::Internal, format!("cannot start a thread: {e}")))?;
         Ok(Self {
             runtime,
             started: Instant::now(),
@@ -264,8 +250,7 @@ impl Worker {
             authority_problem,
             status_listeners,
             drain,
-            threads,
-            changes,
+            data,
             broker,
             tell,
             told: Some(told),
@@ -284,7 +269,7 @@ impl Worker {
             started: self.started,
         });
         let status_listeners = std::mem::take(&mut self.status_listeners);
-        let threads = std::mem::take(&mut self.threads);
+        let threads = self.data.take_threads();
         let told = self.told.take();
         let local = LocalSet::new();
         let result: std::io::Result<()> = local.block_on(&self.runtime, async {
@@ -403,46 +388,19 @@ fn https_handling(
     }
 }
 
-/// One data thread: its own runtime, listeners and pool. A connection stays here from accept to its record.
-fn data_thread(
-    listeners: Vec<Listener>,
-    changes: mpsc::UnboundedReceiver<Change>,
-    shared: Arc<Shared>,
-    draining: watch::Receiver<bool>,
-) {
-    match Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => {
-            LocalSet::new().block_on(&runtime, relay::serve(listeners, changes, shared, draining));
-        }
-        Err(error) => tracing::error!(%error, "cannot start a data thread's runtime"),
+/// Raises the limit of open files as far as it goes, and tells when that is too little: beyond it nobody could be answered.
+fn raise_open_files(config: &Config, listeners: usize) {
+    // A client's and one to its intake; runtimes, log, channel, status page and the like.
+    let needed = 2 * config.limits.max_connections + listeners + 128;
+    match privileges::raise_open_files() {
+        Ok(limit) if limit < needed as u64 => tracing::warn!(
+            "this process may have {limit} open files, and limits.max_connections ({}) needs {needed}: beyond it new connections \
+             wait; raise the limit (systemd: LimitNOFILE={needed}, elsewhere ulimit -n), or lower limits.max_connections",
+            config.limits.max_connections
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
     }
-}
-
-/// Listeners by data thread, and those of the status port.
-fn sort(listeners: Vec<(OwnedFd, Passed)>, threads: usize) -> (Vec<Vec<Listener>>, Vec<TcpListener>) {
-    let threads = threads.max(1);
-    let mut data: Vec<Vec<Listener>> = (0..threads).map(|_| Vec::new()).collect();
-    let mut status = Vec::new();
-    for (descriptor, passed) in listeners {
-        let socket = TcpListener::from(descriptor);
-        if let Err(error) = socket.set_nonblocking(true) {
-            tracing::error!(%error, name = %passed.purpose.name(), "cannot use a listener");
-            continue;
-        }
-        let role = match passed.purpose {
-            Purpose::Status => {
-                status.push(socket);
-                continue;
-            }
-            Purpose::Explicit(product) => Role::Explicit(product),
-            Purpose::Intercept { network, datapath } => Role::Intercept {
-                network,
-                taken: datapath,
-            },
-        };
-        data[passed.thread % threads].push(Listener { role, socket });
-    }
-    (data, status)
 }
 
 /// SIGTERM ends the worker; SIGINT is the terminal's word to the whole group, and the master tells us what it means.

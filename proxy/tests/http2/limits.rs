@@ -55,6 +55,35 @@ fn a_stream_beyond_the_limit_is_refused_and_may_come_again() {
     world.still_serves("128 streams");
 }
 
+/// Streams of one connection are bounded together with all connections.
+#[test]
+fn requests_at_once_count_as_connections_do() {
+    let intake = Intake::start(false);
+    let world = World::with(intake.address, |setup| {
+        setup.config.limits.max_connections = 10;
+        setup.config.limits.max_connections_per_agent = 5;
+    });
+    let mut raw = world.raw();
+    for number in 0..5 {
+        raw.headers(stream(number), WHOLE, &get("/never"));
+    }
+    eventually(|| (intake.begun() == 5).then_some(()));
+    let (status, text) = raw.headers(stream(5), WHOLE, &get("/")).answer(stream(5));
+    assert_eq!(status, 503);
+    assert!(
+        String::from_utf8_lossy(&text).contains("limits.max_connections_per_agent"),
+        "{text:?}"
+    );
+    assert_eq!(world.requests(1)[0].outcome, Outcome::Overloaded);
+    // One goes, another may come.
+    raw.send(reset(stream(0), CANCEL));
+    eventually(|| (intake.cancelled() == 1).then_some(()));
+    assert_eq!(raw.headers(stream(6), WHOLE, &get("/")).answer(stream(6)).0, 200);
+    drop(raw);
+    eventually(|| (intake.cancelled() == 5).then_some(()));
+    world.still_serves("requests over the limit");
+}
+
 /// CVE-2023-44487, in a burst: h2 counts the streams that were reset before anybody looked at them.
 #[test]
 fn streams_reset_at_once_end_the_connection_before_they_cost_anything() {

@@ -234,7 +234,7 @@ impl Proxy {
                 .unwrap();
             let shared = Arc::new(Shared {
                 catalog: Arc::new(Catalog::new(&setup.config.site)),
-                slots: Arc::new(Slots::new(setup.config.limits.max_connections)),
+                slots: Arc::new(Slots::new(&setup.config.limits)),
                 outbound: Outbound::new(&setup.config.upstream, &Secrets::default())
                     .unwrap()
                     .map(Arc::new),
@@ -360,7 +360,9 @@ pub fn config(upstream_port: u16) -> Config {
             ..Config::default().upstream
         },
         limits: Limits {
-            max_connections: 64,
+            max_connections: 512,
+            max_connections_per_agent: 512,
+            min_body_rate: 0,
             idle_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(5),
             max_header_bytes: 16 * 1024,

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use agent_fips_proxy::relay::outcome::Outcome;
@@ -15,7 +16,7 @@ fn gated() -> (Upstream, Arc<AtomicBool>) {
     let open = Arc::clone(&gate);
     let upstream = Upstream::with(move |_, stream| {
         while !open.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(2));
+            thread::sleep(Duration::from_millis(2));
         }
         stream
             .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
@@ -35,7 +36,7 @@ fn draining_finishes_requests_and_refuses_connections() {
     let mut partial = proxy.client();
     partial.send("GET /partial HTTP/1.1\r\nHo");
     eventually(|| (upstream.seen().len() == 1).then_some(()));
-    std::thread::sleep(Duration::from_millis(50));
+    thread::sleep(Duration::from_millis(50));
     proxy.drain();
     assert_eq!(idle.rest(), b"", "an idle connection is closed");
     eventually(|| {
@@ -110,6 +111,46 @@ fn over_the_limit_is_503_and_a_freed_slot_serves_again() {
     );
 }
 
+/// Each byte comes in time for a limit on silence.
+#[test]
+fn a_body_byte_by_byte_has_its_limit_too() {
+    let upstream = Upstream::start();
+    let proxy = Proxy::with(upstream.address, |setup| {
+        setup.config.limits.idle_timeout = Duration::from_secs(2);
+        setup.config.limits.min_body_rate = 64;
+    });
+    // The same number of waits for each, but what comes of one is enough.
+    let clients = ["x".repeat(100), "x".to_owned()].map(|part| {
+        let mut client = proxy.client();
+        client.send(format!(
+            "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+            40 * part.len()
+        ));
+        let mut stream = client.stream.try_clone().unwrap();
+        let sending = thread::spawn(move || {
+            (0..40)
+                .take_while(|_| {
+                    thread::sleep(Duration::from_millis(100));
+                    stream.write_all(part.as_bytes()).is_ok()
+                })
+                .count()
+        });
+        (client, sending)
+    });
+    let [(mut steady, sent), (mut slow, _)] = clients;
+    let answer = slow.response();
+    assert_eq!(answer.status(), 408);
+    assert!(
+        String::from_utf8_lossy(&answer.body).contains("limits.min_body_rate"),
+        "{answer:?}"
+    );
+    assert_eq!(sent.join().unwrap(), 40);
+    assert_eq!(steady.response().status(), 200);
+    let late = &proxy.requests(2)[0];
+    assert_eq!(late.outcome, Outcome::ClientTimeout);
+    assert!((1..40).contains(&late.bytes_up), "{late:?}");
+}
+
 #[test]
 fn slow_heads_bodies_and_idle_clients_have_their_limits() {
     let upstream = Upstream::start();
@@ -159,7 +200,7 @@ fn slow_heads_bodies_and_idle_clients_have_their_limits() {
     let mut client = proxy.client();
     for byte in b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" {
         client.send([*byte]);
-        std::thread::sleep(Duration::from_millis(2));
+        thread::sleep(Duration::from_millis(2));
     }
     assert_eq!(client.response().status(), 200);
     assert!(

@@ -62,6 +62,42 @@ fn the_host_and_pods_with_upstream_network_host_need_no_such_socket() {
 }
 
 #[test]
+fn one_agent_over_its_limit_leaves_room_for_the_others() {
+    let upstream = Upstream::start();
+    let proxy = Proxy::with(upstream.address, |setup| {
+        setup.role = role(POD);
+        setup.config.limits.max_connections = 4;
+        setup.config.limits.max_connections_per_agent = 2;
+    });
+    let other = add(&proxy, role(NetworkId(8)));
+    let serves = |client: &mut Client| client.send(REQUEST).response().status() == 200;
+    let mut pod = [Client::connect(proxy.intercept), Client::connect(proxy.intercept)];
+    assert!(pod.iter_mut().all(serves));
+    // Nobody knows what it would speak: it is closed.
+    assert_eq!(Client::connect(proxy.intercept).rest(), b"");
+    let refused = &proxy.connections(1)[0];
+    assert_eq!(refused.outcome, Outcome::Overloaded);
+    assert_eq!(
+        refused.error.as_deref(),
+        Some("limits.max_connections_per_agent reached")
+    );
+    let mut others = [Client::connect(other), Client::connect(other)];
+    assert!(others.iter_mut().all(serves));
+    // The host is within its own limit, but now all of them are held.
+    let mut host = proxy.client();
+    let answer = host.response();
+    assert_eq!((answer.status(), answer.header("retry-after")), (503, Some("1")));
+    assert_eq!(
+        proxy.connections(2)[1].error.as_deref(),
+        Some("limits.max_connections reached")
+    );
+    drop(pod);
+    proxy.connections(4);
+    assert_eq!(proxy.client().get("/api/v1/series").status(), 200);
+    assert!(serves(&mut Client::connect(proxy.intercept)));
+}
+
+#[test]
 fn networks_share_no_connection() {
     let upstream = Upstream::start();
     let proxy = Proxy::with(upstream.address, |setup| setup.role = role(POD));

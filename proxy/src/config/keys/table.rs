@@ -160,6 +160,28 @@ const RUNNING: &[Key] = &[
         ..KEY
     },
     Key {
+        path: "limits.max_connections_per_agent",
+        accepted: "a number from 1 to limits.max_connections",
+        default_words: Some("three quarters of limits.max_connections"),
+        effect: "The same of one Agent, so that it leaves room for the others: an Agent pod is one, all that is \
+                 on the host is one. An HTTP/2 connection counts once for each request that is open on it.",
+        set: |draft, raw| {
+            integer(raw, 1..=1_000_000).map(|value| draft.max_connections_per_agent = Some(value))
+        },
+        get: |config| config.limits.max_connections_per_agent.to_string(),
+        ..KEY
+    },
+    Key {
+        path: "limits.min_body_rate",
+        accepted: "a number of bytes per second from 0 (no limit) to 1048576",
+        effect: "What a client must send of its request body, on average over limits.idle_timeout of waiting for it. A \
+                 slower one is answered 408 and closed: it would hold a connection for ever, byte by byte.",
+        who: NOBODY,
+        set: |draft, raw| integer(raw, 0..=1_048_576).map(|value| draft.config.limits.min_body_rate = value),
+        get: |config| config.limits.min_body_rate.to_string(),
+        ..KEY
+    },
+    Key {
         path: "limits.idle_timeout",
         accepted: "a duration from 1s to 24h",
         effect: "How long a client connection may wait between two requests.",
@@ -253,6 +275,7 @@ const RUNNING: &[Key] = &[
     },
     Key {
         path: "worker.sandbox",
+        accepted: "true, false",
         effect: "Restricts the worker by seccomp to the system calls that it makes, and by Landlock (Linux 5.13) to the files \
                  that it reads, once it is set up. `false` is for finding out whether a fault comes from that.",
         who: NOBODY,

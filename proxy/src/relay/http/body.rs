@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::RequestTimer;
 use super::exchange::Exchange;
 use super::head::Violation;
+use super::pace::Pace;
 use super::record::Recording;
 use super::server1::{BodyFault, Own};
 use crate::relay::outcome::Outcome;
@@ -81,43 +82,30 @@ struct Source {
     length: Option<u64>,
     bytes: u64,
     progress: Instant,
-    /// The attempt asked for more than the client has sent.
-    client_owes: bool,
     ended: bool,
     failed: bool,
     /// It failed because of this.
     violation: Option<Violation>,
     /// Trailers (HTTP/2): of the present attempt when `true` says that it was given them.
     trailers: Option<(HeaderMap, bool)>,
-    /// The client's time limit for the next part.
-    stall: Stall,
-}
-
-struct Stall {
+    /// Whether the client sends what the attempt asks for.
+    pace: Pace,
     timer: LazyTimer,
-    limit: Duration,
     exchange: Rc<Exchange>,
 }
 
-impl Stall {
-    /// Ready when the client owes bytes for too long.
-    fn poll(&mut self, cx: &mut Context<'_>, progress: Instant) -> Poll<()> {
-        self.timer.poll(cx, progress + self.limit)
-    }
-}
-
 impl Upload {
-    /// The body of an HTTP/2 request, which fails when the client sends nothing of it for `limit` while it is asked for.
-    pub(in crate::relay) fn new(incoming: Incoming, limit: Duration, exchange: Rc<Exchange>) -> Self {
-        Self::with(From::Hyper(incoming), limit, exchange)
+    /// The body of an HTTP/2 request, which fails when the client does not keep `pace`.
+    pub(in crate::relay) fn new(incoming: Incoming, pace: Pace, exchange: Rc<Exchange>) -> Self {
+        Self::with(From::Hyper(incoming), pace, exchange)
     }
 
     /// The same of an HTTP/1 request.
-    pub(in crate::relay) fn own(body: Box<dyn Own>, limit: Duration, exchange: Rc<Exchange>) -> Self {
-        Self::with(From::Own(body), limit, exchange)
+    pub(in crate::relay) fn own(body: Box<dyn Own>, pace: Pace, exchange: Rc<Exchange>) -> Self {
+        Self::with(From::Own(body), pace, exchange)
     }
 
-    fn with(incoming: From, limit: Duration, exchange: Rc<Exchange>) -> Self {
+    fn with(incoming: From, pace: Pace, exchange: Rc<Exchange>) -> Self {
         let length = incoming.length();
         let ended = incoming.is_end_stream();
         Self(Rc::new(RefCell::new(Source {
@@ -131,16 +119,13 @@ impl Upload {
             length,
             bytes: 0,
             progress: Instant::now(),
-            client_owes: false,
             ended,
             failed: false,
             violation: None,
             trailers: None,
-            stall: Stall {
-                timer: LazyTimer::new(Instant::now() + limit),
-                limit,
-                exchange,
-            },
+            pace,
+            timer: LazyTimer::new(Instant::now()),
+            exchange,
         })))
     }
 
@@ -159,7 +144,7 @@ impl Upload {
             *given = false;
         }
         source.progress = Instant::now();
-        source.client_owes = false;
+        source.pace.restart();
         Some(UploadBody {
             source: Rc::clone(&self.0),
             attempt: source.attempt,
@@ -202,7 +187,7 @@ impl Upload {
             while declared <= limit && !source.ended && !source.failed {
                 match ready!(source.incoming.poll_frame(cx)) {
                     Some(Ok(frame)) => {
-                        source.stall.exchange.moved();
+                        source.exchange.moved();
                         let length = frame.data_ref().map_or(0, Bytes::len) as u64;
                         let Some(rest) = left.checked_sub(length) else {
                             break;
@@ -243,7 +228,7 @@ impl Upload {
     /// When the intake is too slow: `limit` after the body's end or last progress; `None` while the client owes bytes.
     pub(in crate::relay) fn deadline(&self, limit: Duration) -> Option<Instant> {
         let source = self.0.borrow();
-        if source.client_owes && !source.ended {
+        if source.pace.is_waiting() && !source.ended {
             None
         } else {
             Some(source.progress + limit)
@@ -300,20 +285,17 @@ impl Body for UploadBody {
             let frame = match source.incoming.poll_frame(cx) {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => {
-                    if !source.client_owes {
-                        // Since now, and not since the intake last took some.
-                        source.client_owes = true;
-                        source.progress = Instant::now();
+                    source.pace.waits();
+                    if let Some(deadline) = source.pace.deadline() {
+                        ready!(source.timer.poll(cx, deadline));
                     }
-                    ready!(source.stall.poll(cx, source.progress));
                     source.failed = true;
                     source.violation = Some(Violation::BodyTimeout);
                     return Poll::Ready(Some(Err(Violation::BodyTimeout.into())));
                 }
             };
-            source.client_owes = false;
             source.progress = Instant::now();
-            source.stall.exchange.moved();
+            source.exchange.moved();
             let Some(frame) = frame else {
                 source.ended = true;
                 return Poll::Ready(None);
@@ -337,6 +319,7 @@ impl Body for UploadBody {
                     return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
                 }
             };
+            source.pace.comes(chunk.len());
             source.bytes += chunk.len() as u64;
             source.given += chunk.len() as u64;
             source.ended = source.incoming.is_end_stream();

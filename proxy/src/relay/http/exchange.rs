@@ -2,10 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
+
+use crate::relay::slots::{self, Full, Slot};
 
 /// The state of one connection.
 #[derive(Debug)]
@@ -21,6 +24,8 @@ pub(in crate::relay) struct Exchange {
     requests: Cell<u64>,
     /// Requests that the client gave up.
     aborts: Cell<u64>,
+    /// One for each open request but one.
+    slots: RefCell<Vec<Slot>>,
 }
 
 impl Exchange {
@@ -33,6 +38,7 @@ impl Exchange {
             moved: Cell::new(now),
             requests: Cell::new(0),
             aborts: Cell::new(0),
+            slots: RefCell::default(),
         }
     }
 
@@ -52,6 +58,15 @@ impl Exchange {
         self.moved.set(Instant::now());
     }
 
+    /// Requests at once are bounded as connections are: the one that was just begun needs a slot, unless it is the only
+    /// one, which goes with its connection's.
+    pub(super) fn take_slot(&self, slots: &Arc<slots::Agent>) -> Result<(), Full> {
+        if self.open.get() > 1 {
+            self.slots.borrow_mut().push(slots.take()?);
+        }
+        Ok(())
+    }
+
     /// A part of a body moved.
     pub(super) fn moved(&self) {
         self.moved.set(Instant::now());
@@ -59,7 +74,9 @@ impl Exchange {
 
     /// A request is answered, or was given up by the client.
     pub(in crate::relay) fn end(&self, given_up: bool) {
-        self.open.set(self.open.get().saturating_sub(1));
+        let open = self.open.get().saturating_sub(1);
+        self.open.set(open);
+        self.slots.borrow_mut().truncate(open.saturating_sub(1) as usize);
         if given_up {
             self.aborts.set(self.aborts.get() + 1);
         }

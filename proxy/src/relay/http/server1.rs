@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 use super::head::{self, Violation};
 use super::linger::Linger;
 use super::outline::Checked;
+use super::pace::Pace;
 use super::{Begun, Client, ClientIo, Ended, answer};
 use crate::relay::drained;
 use crate::relay::outcome::Outcome;
@@ -157,11 +158,12 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
         }: Begun,
         drain: watch::Receiver<bool>,
     ) -> Self {
-        let idle_timeout = client.thread.shared.config.limits.idle_timeout;
+        let limits = &client.thread.shared.config.limits;
+        let (idle_timeout, pace) = (limits.idle_timeout, Pace::new(limits));
         let now = Instant::now();
         Self {
             client,
-            inbound: Rc::new(RefCell::new(Inbound::new(io, window, drain))),
+            inbound: Rc::new(RefCell::new(Inbound::new(io, window, pace, drain))),
             timer: timer.unwrap_or_else(|| LazyTimer::new(now + idle_timeout)),
             idle_timeout,
             requests: 0,

@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::body::{Download, Relay, Upload};
 use super::exchange::Exchange;
 use super::linger::Lingering;
+use super::pace::Pace;
 use super::record::{self, Record, Recording};
 use super::{Client, ClientIo, Ended, answer, head2, request_timer, rewrite};
 use crate::observe::redact;
@@ -176,7 +177,7 @@ async fn handle<H: Handshake>(
     }
     // It sends nothing before it has our word.
     let waits = parts.headers.contains_key(EXPECT);
-    let upload = Upload::new(incoming, shared.config.limits.idle_timeout, Rc::clone(exchange));
+    let upload = Upload::new(incoming, Pace::new(&shared.config.limits), Rc::clone(exchange));
     let path = match shared.recorder.wants_paths() {
         true => redact::path(parts.uri.path()),
         false => String::new(),
@@ -192,6 +193,9 @@ async fn handle<H: Handshake>(
     let record = Record::new(begun, Arc::clone(&shared.recorder));
     let mut recording = Recording::new(record, Rc::clone(exchange), upload.clone());
     // Bytes that are no text are no missing Host.
+    if let Err(full) = exchange.take_slot(&client.slots) {
+        return own(Outcome::Overloaded, full.reason().to_owned(), recording);
+    }
     let host = parts
         .headers
         .get(HOST)

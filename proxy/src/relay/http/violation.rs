@@ -64,7 +64,9 @@ impl Violation {
             Self::Chunk => "malformed chunked body",
             Self::ChunkTooLong => "chunk extensions or trailers are too long",
             Self::HeadTimeout => "the request head was not complete within limits.header_timeout",
-            Self::BodyTimeout => "the request body made no progress within limits.idle_timeout",
+            Self::BodyTimeout => {
+                "the request body made no progress within limits.idle_timeout, or less than limits.min_body_rate"
+            }
         }
     }
 }

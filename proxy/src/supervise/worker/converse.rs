@@ -13,7 +13,7 @@ use crate::relay::network::NetworkId;
 use crate::supervise::channel::{Receiver, Sender};
 use crate::supervise::protocol::{FromWorker, Passed, ToWorker};
 
-/// How often the worker says that its event loop turns.
+/// How often the worker says that its event loops turn.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 impl Worker {
@@ -28,6 +28,7 @@ impl Worker {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         let mut terminated = std::pin::pin!(terminated());
         let mut draining = false;
+        let mut silent = false;
         let mut say = Some(FromWorker::Ready);
         loop {
             if let Some(message) = say.take()
@@ -38,7 +39,7 @@ impl Worker {
             }
             tokio::select! {
                 // A draining worker's silence is what tells the master how long it drains.
-                _ = heartbeat.tick(), if !draining => say = Some(FromWorker::Alive),
+                _ = heartbeat.tick(), if !draining => say = self.alive(&mut silent),
                 Some(message) = told.recv() => {
                     if !draining || matches!(message, FromWorker::SocketWanted { .. }) {
                         say = Some(message);
@@ -59,6 +60,16 @@ impl Worker {
                 },
             }
         }
+    }
+
+    /// The sign of life, while every data thread shows one. `silent`: it was said that one does not.
+    fn alive(&self, silent: &mut bool) -> Option<FromWorker> {
+        let hangs = self.data.beats.silent();
+        if let Some(hangs) = hangs.filter(|_| !*silent) {
+            tracing::error!(thread = %hangs, silence = ?hangs.silence, "a data thread hangs: the master is told nothing more");
+        }
+        *silent = hangs.is_some();
+        (!*silent).then_some(FromWorker::Alive)
     }
 
     fn drain(&self) -> bool {
@@ -98,11 +109,11 @@ impl Worker {
             return;
         }
         let listeners = descriptors.into_iter().zip(passed).collect();
-        let (data, status) = sort(listeners, self.changes.len());
+        let (data, status) = sort(listeners, self.data.changes.len());
         if !status.is_empty() {
             tracing::error!("a listener of the status page cannot be added while serving");
         }
-        for (listeners, thread) in data.into_iter().zip(&self.changes) {
+        for (listeners, thread) in data.into_iter().zip(&self.data.changes) {
             if !listeners.is_empty() {
                 // A thread that is gone drains: it accepts nothing any more.
                 let _ = thread.send(Change::Add(listeners));
@@ -112,7 +123,7 @@ impl Worker {
 
     fn remove_network(&self, network: NetworkId) {
         self.broker.forget(network);
-        for thread in &self.changes {
+        for thread in &self.data.changes {
             // As above; then its listeners are closed already.
             let _ = thread.send(Change::Remove(network));
         }

@@ -111,7 +111,8 @@ fn connections() -> Result<Vec<Table>> {
     let world = World::new()?;
     let mut config = world.config();
     config["log"]["access"] = json!(false);
-    config["limits"] = json!({"max_connections": 6000, "idle_timeout": "600s"});
+    config["limits"] =
+        json!({"max_connections": 6000, "max_connections_per_agent": 6000, "idle_timeout": "600s"});
     let proxy = Launch::new(&world.host).config(&config)?.start()?;
     let (worker, master) = (proxy.worker()?, proxy.pid());
     let mut clients = Vec::new();

@@ -22,6 +22,7 @@ use crate::relay::http::body::{Download, Relay, Upload};
 use crate::relay::http::exchange::Exchange;
 use crate::relay::http::head::{self, Framing, Violation};
 use crate::relay::http::outline::Outline;
+use crate::relay::http::pace::Pace;
 use crate::relay::http::record::{Record, Recording};
 use crate::relay::http::reply::Delimited;
 use crate::relay::http::{request_timer, rewrite};
@@ -98,7 +99,8 @@ pub(super) async fn relay<H: Handshake, IO: ClientIo>(
             Framing::Chunked => None,
         },
     };
-    let upload = Upload::own(Box::new(body), connection.idle_timeout, Rc::clone(&exchange));
+    let pace = Pace::new(&client.thread.shared.config.limits);
+    let upload = Upload::own(Box::new(body), pace, Rc::clone(&exchange));
     let timer = request_timer(&client);
     let mut recording = Recording::new(record, exchange, upload.clone());
     let inbound = Rc::clone(&connection.inbound);

@@ -14,6 +14,7 @@ use super::ClientIo;
 use crate::relay::http::batch::Batch;
 use crate::relay::http::head::Violation;
 use crate::relay::http::outline::Outline;
+use crate::relay::http::pace::Pace;
 use crate::relay::http::stall::Stall;
 use crate::relay::http::window::{Filled, Window};
 use crate::relay::timer::LazyTimer;
@@ -43,8 +44,8 @@ pub(super) struct Inbound<IO> {
     /// The client has ended its side.
     pub(super) eof: bool,
     drain: watch::Receiver<bool>,
-    /// Since when the client owes body bytes that were asked for.
-    pub(super) owed_since: Option<Instant>,
+    /// Whether the body bytes that are asked for come.
+    pub(super) pace: Pace,
     /// Somebody waits for the end of the body.
     waiting: Option<Waker>,
     /// Where the parts of the head stand that is kept.
@@ -56,13 +57,13 @@ pub(super) struct Inbound<IO> {
 }
 
 impl<IO: ClientIo> Inbound<IO> {
-    pub(super) fn new(io: IO, window: Window, drain: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(io: IO, window: Window, pace: Pace, drain: watch::Receiver<bool>) -> Self {
         Self {
             io,
             window,
             eof: false,
             drain,
-            owed_since: None,
+            pace,
             waiting: None,
             outline: Outline::default(),
             invitation: None,
@@ -105,17 +106,16 @@ impl<IO: ClientIo> Inbound<IO> {
             }
             match self.window.poll_fill(&mut self.io, cx) {
                 Poll::Ready(Ok(Filled::Some)) => {
-                    self.owed_since = None;
                     self.uninvite();
                     self.window.decode()?;
+                    self.pace.comes(self.window.data().len());
                 }
                 Poll::Ready(Ok(Filled::End) | Err(_)) => {
                     self.eof = true;
                     return Poll::Ready(Err(BodyFault::Gone));
                 }
                 Poll::Pending => {
-                    // Since now, and not since we last wanted some.
-                    self.owed_since.get_or_insert_with(Instant::now);
+                    self.pace.waits();
                     return match self.poll_invite(cx) {
                         Poll::Ready(Err(_)) => Poll::Ready(Err(BodyFault::Gone)),
                         Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
@@ -305,6 +305,7 @@ mod tests {
     use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
     use super::*;
+    use crate::config::Config;
     use crate::relay::buffers::Buffers;
     use crate::relay::http::head;
 
@@ -365,7 +366,7 @@ mod tests {
     fn inbound(io: Full) -> Inbound<Full> {
         let (_, draining) = watch::channel(false);
         let window = Window::holding(Rc::new(Buffers::new(1000)), HEAD);
-        let mut inbound = Inbound::new(io, window, draining);
+        let mut inbound = Inbound::new(io, window, Pace::new(&Config::default().limits), draining);
         let read = head::check(HEAD).unwrap();
         inbound
             .begin(HEAD.len(), read.outline, read.expects_continue)

@@ -83,7 +83,7 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
             (Ok(destination), Ok(())) => self.relay(request, &destination, record).await,
         };
         let inbound = &mut *self.inbound.borrow_mut();
-        inbound.owed_since = None;
+        inbound.pace.restart();
         if inbound.window.is_ended() {
             inbound.window.start();
             return then;

@@ -187,18 +187,20 @@ impl Transfer {
 
     /// The time limit of what is waited for.
     fn deadline<IO: ClientIo>(&self, inbound: &Inbound<IO>) -> Instant {
-        match (inbound.unread_since(), inbound.owed_since) {
-            (Some(since), _) | (None, Some(since)) => since + self.bounds.idle_timeout,
+        match (inbound.unread_since(), inbound.pace.deadline()) {
+            (Some(since), _) => since + self.bounds.idle_timeout,
+            (None, Some(deadline)) => deadline,
             (None, None) => self.progress + self.bounds.response_timeout,
         }
     }
 
     /// That time is over: asks the kernel whether more was taken of what we wrote than it told us.
     fn still_moves<IO: ClientIo>(&mut self, inbound: &mut Inbound<IO>, wire: &dyn Wire) -> bool {
-        match (inbound.unread_since(), inbound.owed_since) {
-            (Some(_), _) => return inbound.still_reads(),
-            (None, Some(_)) => return false,
-            (None, None) => {}
+        if inbound.unread_since().is_some() {
+            return inbound.still_reads();
+        }
+        if inbound.pace.is_waiting() {
+            return false;
         }
         let moves = match (self.unsent.since(), wire.sent()) {
             (Some(_), sent) => self.unsent.still_moves(|| sent.map(|(confirmed, _)| confirmed)),
@@ -216,11 +218,14 @@ impl Transfer {
     }
 
     fn expired<IO: ClientIo>(&self, inbound: &Inbound<IO>) -> Result<(), Fault> {
-        match (inbound.unread_since(), inbound.owed_since) {
-            (Some(_), _) => Err(Fault::Gone),
-            _ if self.down == Down::Done => Ok(()),
-            (None, Some(_)) => Err(Fault::Client(Violation::BodyTimeout)),
-            (None, None) => Err(Fault::Late),
+        if inbound.unread_since().is_some() {
+            Err(Fault::Gone)
+        } else if self.down == Down::Done {
+            Ok(())
+        } else if inbound.pace.is_waiting() {
+            Err(Fault::Client(Violation::BodyTimeout))
+        } else {
+            Err(Fault::Late)
         }
     }
 
