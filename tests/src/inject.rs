@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::libc::user_regs_struct;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 /// What became of a call.
@@ -132,4 +132,28 @@ fn stop_in_a_call(process: Pid) -> Result<user_regs_struct> {
         std::thread::sleep(Duration::from_millis(10));
     }
     bail!("process {process} is never found waiting in the kernel")
+}
+
+/// A thread of another process that stands still, as long as this lives and no longer.
+#[derive(Debug)]
+pub struct Stopped(Pid);
+
+impl Stopped {
+    /// Stops one thread; the others of its process go on.
+    pub fn thread(thread: Pid) -> Result<Self> {
+        ptrace::seize(thread, Options::empty()).context("ptrace(PTRACE_SEIZE)")?;
+        let stopped = Self(thread);
+        ptrace::interrupt(thread)?;
+        match waitpid(thread, Some(WaitPidFlag::__WALL))? {
+            WaitStatus::PtraceEvent(..) => Ok(stopped),
+            other => bail!("a thread that was to be stopped: {other:?}"),
+        }
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // Fails when its process was killed meanwhile, which is what the tests wait for.
+        let _ = ptrace::detach(self.0, None);
+    }
 }

@@ -22,6 +22,7 @@ pub const SUITES: &[&str] = &[
     "upstream",
     "intercept",
     "lifecycle",
+    "liveness",
     "sandbox",
     "pods",
     "coexist",

@@ -27,9 +27,11 @@ const TICK: Duration = Duration::from_secs(1);
 const CHORES: u64 = 5;
 /// Ticks between two counts of flows, which are many; what else is held is counted with the chores.
 const COUNT: u64 = 60;
-/// A worker that has not shown for so long that its event loop turns is ended and replaced. Its loop does nothing
+/// A worker that has not shown for so long that its event loops turn is ended and replaced. None of them does anything
 /// that takes longer than milliseconds.
 const HUNG: Duration = Duration::from_secs(15);
+/// The same of one that starts: the module's self-tests and reading the roots take about a second.
+const START: Duration = Duration::from_secs(60);
 /// What a draining worker may take beyond `limits.drain_timeout` before it is ended.
 const DRAIN_SLACK: Duration = Duration::from_secs(2);
 
@@ -261,15 +263,22 @@ impl Master {
             self.follow_agents().await;
         }
         let limit = self.config.limits.drain_timeout + DRAIN_SLACK;
-        for worker in &self.workers {
+        let mut hung = false;
+        for worker in self.workers.iter_mut().filter(|worker| !worker.given_up) {
             let silent = worker.last_alive.elapsed();
-            if worker.ready && !worker.draining && silent > HUNG {
-                tracing::error!(pid = worker.pid, ?silent, "the worker hangs: ending it");
-                worker.kill();
-            } else if worker.draining && silent > limit + HUNG {
+            let bound = if worker.ready { HUNG } else { START };
+            if worker.draining && silent > limit + HUNG {
                 tracing::warn!(pid = worker.pid, "a drained worker does not end: ending it");
-                worker.kill();
+                worker.give_up();
+            } else if !worker.draining && silent > bound {
+                tracing::error!(pid = worker.pid, ?silent, "the worker hangs: replacing it");
+                worker.give_up();
+                hung = true;
             }
+        }
+        if hung {
+            self.restarts += 1;
+            self.replace_worker();
         }
         self.push_state().await;
         if let Some(interval) = notify::watchdog_interval()

@@ -48,8 +48,10 @@ pub struct WorkerProcess {
     pub last_alive: Instant,
     /// It said that it is ready.
     pub ready: bool,
-    /// It was told to drain.
+    /// It was told to drain, or was given up: another one serves.
     pub draining: bool,
+    /// It was ended because it hung. Its end may be long in coming.
+    pub given_up: bool,
     queue: mpsc::Sender<Frame>,
 }
 
@@ -101,6 +103,7 @@ impl WorkerProcess {
             last_alive: now,
             ready: false,
             draining: false,
+            given_up: false,
             queue,
         })
     }
@@ -161,6 +164,14 @@ impl WorkerProcess {
     pub async fn drain(&mut self) {
         self.draining = true;
         self.send(&ToWorker::Drain).await;
+    }
+
+    /// Ends it, and expects nothing more of it: a process that the kernel cannot end, such as one that waits for a dead disk,
+    /// must not keep another from taking its place.
+    pub fn give_up(&mut self) {
+        self.kill();
+        self.draining = true;
+        self.given_up = true;
     }
 
     /// Ends it at once.

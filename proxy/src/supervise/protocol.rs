@@ -119,7 +119,7 @@ pub enum FromWorker {
         /// For people.
         message: String,
     },
-    /// Every second: the worker's event loop turns.
+    /// Every second: the worker's event loops turn.
     Alive,
     /// Addresses of intake names, each with the time it may be kept.
     Addresses(Vec<(IpAddr, Duration)>),
