@@ -104,6 +104,9 @@ enum Verb {
     Run,
     /// The unprivileged part: started by `run`, or alone by socket activation
     Worker(run::WorkerArgs),
+    /// Connections of our own through the live datapath: started by `run`
+    #[command(hide = true)]
+    Probe(run::ProbeArgs),
     /// Check, show or print the configuration
     Config(check::ConfigArgs),
     /// What the running proxy does
@@ -144,6 +147,7 @@ fn verb() -> Exit {
     match cli.verb.unwrap_or(Verb::Run) {
         Verb::Run => run::run(&inputs),
         Verb::Worker(args) => run::worker(&args, &inputs),
+        Verb::Probe(args) => run::probe(&args),
         Verb::Config(args) => check::run(&args, &inputs),
         Verb::Status(args) => status::run(&args, &inputs),
         Verb::Doctor(args) => doctor::run(&args, &inputs),

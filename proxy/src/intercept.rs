@@ -25,11 +25,13 @@ mod plan;
 pub mod policy;
 mod prefixes;
 pub mod preflight;
+mod probe_cgroup;
 mod status;
 mod sys;
 mod tables;
 pub mod tc;
 mod uninstall;
+mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -58,12 +60,15 @@ pub use networks::NetworkListeners;
 pub use own::OwnCgroup;
 pub use status::{AgentStatus, InterceptStatus, Resources, ServedNetwork};
 pub use uninstall::{UninstallReport, uninstall};
+pub use ways::Way;
 
 use crate::config::{self, PodsApi};
+use crate::self_test;
 use attach::OwnLinks;
 use networks::{Key, Networks};
 use plan::Obstacle;
 use policy::Destinations;
+use probe_cgroup::ProbeCgroup;
 use tc::{Surplus, Tc, Wanted};
 
 /// The slot of the namespace that this process is in.
@@ -141,6 +146,8 @@ pub struct Interceptor {
     /// What [`Interceptor::count_resources`] and [`Interceptor::count_flows`] counted last.
     resources: Resources,
     agents: BTreeMap<Selector, AgentStatus>,
+    /// Where connections of our own come from, once somebody makes them.
+    probe: Option<ProbeCgroup>,
 }
 
 impl Interceptor {
@@ -200,6 +207,7 @@ impl Interceptor {
             unknown_seen: 0,
             resources: Resources::default(),
             agents: BTreeMap::new(),
+            probe: None,
         };
         this.attach_own()?;
         this.settings.remember_own(own.id());
@@ -396,7 +404,9 @@ impl Interceptor {
         }
         self.settings.mark_value = config.mark.value;
         self.settings.mark_mask = config.mark.mask;
-        self.destinations.set_static(&config.cidrs);
+        let own = self_test::ADDRESSES.map(IpNet::from);
+        self.destinations
+            .set_static(config.cidrs.iter().copied().chain(own));
         self.write_destinations()?;
         self.write_settings()
     }

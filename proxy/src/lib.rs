@@ -35,6 +35,7 @@ pub mod observe;
 pub mod process;
 pub mod relay;
 pub mod secret;
+pub mod self_test;
 pub mod supervise;
 pub mod tls;
 pub mod trust;

@@ -10,6 +10,7 @@
 //!   from then on; [`broker`]: how its data threads get sockets
 //!   of Agent pods' namespaces.
 //! - [`authority`]: the key of the local authority, opened by the master and read by the worker.
+//! - [`prober`]: connections of our own through the live datapath, for readiness.
 //! - [`admin`]: the socket that `status` and `intercept on|off` speak to.
 //! - [`notify`]: the service manager.
 
@@ -22,6 +23,7 @@ pub mod listeners;
 pub mod master;
 pub mod notify;
 pub mod privileges;
+pub mod prober;
 pub mod process;
 pub mod protocol;
 pub mod sandbox;

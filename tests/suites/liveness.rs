@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use harness::agent::curl;
+use harness::cgroup::Cgroup;
 use harness::inject::Stopped;
 use harness::proxy::{Launch, Proxy};
 use harness::suite::{Need, case, run};
 use harness::world::{API_KEY, World};
-use harness::{check, eventually};
+use harness::{check, check_eq, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 /// The master waits 15 s for a sign of life, the worker 5 s for one of its threads.
 const NOTICED: Duration = Duration::from_secs(60);
@@ -24,6 +26,18 @@ fn main() -> ExitCode {
             &[Need::Root],
             hung_data_thread_is_noticed,
         ),
+        case(
+            "readiness_is_a_connection",
+            &[Need::Root],
+            readiness_is_a_connection,
+        ),
+        case(
+            "readiness_is_a_taken_connection",
+            &[Need::Bpf],
+            readiness_is_a_taken_connection,
+        ),
+        case("prober_is_replaced", &[Need::Bpf], prober_is_replaced),
+        case("nothing_is_left", &[Need::Bpf], nothing_is_left),
     ])
 }
 
@@ -81,5 +95,135 @@ fn hung_data_thread_is_noticed() -> Result<()> {
         log.contains("a data thread hangs") && log.contains("data-1"),
         "the worker says which\n{log}"
     );
+    Ok(())
+}
+
+/// The last result of one way; none: it is not tried.
+fn result(proxy: &Proxy<'_>, way: &str) -> Result<Option<Value>> {
+    let status = proxy.status()?;
+    let tests = status["self_tests"].as_array().context("no self_tests")?;
+    Ok(tests.iter().find(|test| test["way"] == way).cloned())
+}
+
+fn passes(proxy: &Proxy<'_>, way: &str) -> Result<u64> {
+    let found = eventually(&format!("the way {way} to pass"), NOTICED, || {
+        Ok(result(proxy, way)?.filter(|test| test["error"].is_null() && test["at"] != 0))
+    });
+    let found = found.with_context(|| proxy.log())?;
+    found["at"]
+        .as_u64()
+        .filter(|at| *at > 0)
+        .context("passed at no time")
+}
+
+fn fails(proxy: &Proxy<'_>, way: &str, because: &str) -> Result<()> {
+    let said = format!("self-test {way}: ");
+    eventually(
+        &format!("the way {way} to keep us from being ready"),
+        NOTICED,
+        || {
+            let status = proxy.status()?;
+            let reasons = status["not_ready"].to_string();
+            Ok(
+                (status["ready"] == false && reasons.contains(&said) && reasons.contains(because))
+                    .then_some(()),
+            )
+        },
+    )
+    .with_context(|| format!("{:?}\n{}", result(proxy, way), proxy.log()))
+}
+
+/// Explicit ports: the listener is there and the threads turn, but whoever connects is not served.
+fn readiness_is_a_connection() -> Result<()> {
+    let world = World::new()?;
+    let proxy = Launch::new(&world.host).config(&world.config())?.start()?;
+    let first = passes(&proxy, "explicit")?;
+    eventually("another try", NOTICED, || {
+        Ok((passes(&proxy, "explicit")? > first).then_some(()))
+    })?;
+    // Listener, threads and worker are all well.
+    world.host.ip("link set lo down")?;
+    fails(&proxy, "explicit", "no connection to")?;
+    world.host.ip("link set lo up")?;
+    passes(&proxy, "explicit")?;
+    eventually("ready again", NOTICED, || {
+        Ok((proxy.status()?["ready"] == true).then_some(()))
+    })?;
+    check_eq!(world.intake.count(), 0, "no intake was asked");
+    Ok(())
+}
+
+/// By the hooks, as an Agent's connection comes.
+fn readiness_is_a_taken_connection() -> Result<()> {
+    let (world, agent) = (World::new()?, Cgroup::new("agent")?);
+    let proxy = Launch::new(&world.host)
+        .config(&world.intercepting(&agent))?
+        .start()?;
+    passes(&proxy, "host (cgroup)")?;
+    check!(proxy.status()?["ready"] == true, "ready: {:?}", proxy.status());
+    // Hooks, listeners and worker are all well.
+    world.host.ip("link set lo down")?;
+    fails(&proxy, "host (cgroup)", "no connection to")?;
+    let output = proxy.cli(&["intercept", "off"])?;
+    check!(output.status.success(), "{output:?}");
+    eventually("a way that is none any more to be forgotten", NOTICED, || {
+        Ok(result(&proxy, "host (cgroup)")?.is_none().then_some(()))
+    })?;
+    world.host.ip("link set lo up")?;
+    let output = proxy.cli(&["intercept", "on"])?;
+    check!(output.status.success(), "{output:?}");
+    passes(&proxy, "host (cgroup)")?;
+    check_eq!(world.leaks(), Vec::<String>::new(), "leaks");
+    Ok(())
+}
+
+/// The child of the master that makes the connections.
+fn prober(proxy: &Proxy<'_>) -> Result<Pid> {
+    let children = format!("/proc/{0}/task/{0}/children", proxy.pid());
+    for child in std::fs::read_to_string(children)?.split_whitespace() {
+        let words = std::fs::read_to_string(format!("/proc/{child}/cmdline"))?;
+        if words.split('\0').any(|word| word == "probe") {
+            return Ok(Pid::from_raw(child.parse()?));
+        }
+    }
+    anyhow::bail!("no prober")
+}
+
+fn prober_is_replaced() -> Result<()> {
+    let (world, agent) = (World::new()?, Cgroup::new("agent")?);
+    let proxy = Launch::new(&world.host)
+        .config(&world.intercepting(&agent))?
+        .start()?;
+    let before = passes(&proxy, "host (cgroup)")?;
+    let old = prober(&proxy)?;
+    let status = std::fs::read_to_string(format!("/proc/{old}/status"))?;
+    // CAP_SYS_ADMIN, number 21, to enter namespaces, and nothing else.
+    for set in ["CapPrm:", "CapEff:"] {
+        let line = status
+            .lines()
+            .find(|line| line.starts_with(set))
+            .context("no set")?;
+        check!(line.ends_with("0000000000200000"), "{line}");
+    }
+    check!(status.contains("NoNewPrivs:\t1"), "{status}");
+    kill(old, Signal::SIGKILL)?;
+    eventually("another prober, which passes", NOTICED, || {
+        let at = passes(&proxy, "host (cgroup)")?;
+        Ok(prober(&proxy).ok().filter(|new| *new != old && at > before))
+    })
+    .with_context(|| proxy.log())?;
+    Ok(())
+}
+
+fn nothing_is_left() -> Result<()> {
+    let (world, agent) = (World::new()?, Cgroup::new("agent")?);
+    let mut proxy = Launch::new(&world.host)
+        .config(&world.intercepting(&agent))?
+        .start()?;
+    passes(&proxy, "host (cgroup)")?;
+    let own = harness::cgroup::mount()?.join(format!("agent-fips-proxy-probe-{}", proxy.pid()));
+    check!(own.is_dir(), "{}", own.display());
+    check_eq!(proxy.stop()?.code(), Some(0), "exit code\n{}", proxy.log());
+    check!(!own.exists(), "{} is left", own.display());
     Ok(())
 }

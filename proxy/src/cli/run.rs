@@ -5,13 +5,21 @@ use crate::cli::output::complain;
 use crate::config::Source;
 use crate::intercept::preflight;
 use crate::observe::logging;
-use crate::supervise::{master, privileges, worker};
+use crate::supervise::{master, privileges, prober, worker};
 
 /// `worker`
 #[derive(clap::Args)]
 pub struct WorkerArgs {
     /// Standard input is the channel to a master
     #[arg(long, hide = true)]
+    channel: bool,
+}
+
+/// `probe`
+#[derive(clap::Args)]
+pub struct ProbeArgs {
+    /// Standard input is the channel to a master
+    #[arg(long, required = true, hide = true)]
     channel: bool,
 }
 
@@ -43,6 +51,11 @@ pub(super) fn run(inputs: &InputArgs) -> Exit {
         tracing::info!(key = %setting.key, value = %setting.value, source = %setting.source, "configured");
     }
     master::run(loaded, reloader)
+}
+
+/// `probe`
+pub(super) fn probe(_: &ProbeArgs) -> Exit {
+    prober::child::run()
 }
 
 /// `worker`

@@ -12,7 +12,7 @@ use crate::observe::logging::Lost;
 use crate::relay::network::NetworkId;
 use crate::supervise::admin::{self, Answer, Request};
 use crate::supervise::protocol::{
-    ClientTlsStatus, HttpsStatus, InterceptionStatus, ListenerStatus, MasterStatus, ProductStatus,
+    ClientTlsStatus, HttpsStatus, InterceptionStatus, ListenerStatus, MasterStatus, ProductStatus, SelfTest,
     UpstreamSessionStatus, UpstreamTlsStatus, WorkerStatus,
 };
 use crate::supervise::sandbox::Sandbox;
@@ -63,6 +63,8 @@ pub struct Report {
     trust: Option<TrustStatus>,
     outbound_proxy: Option<String>,
     worker_restarts: u64,
+    /// Connections of our own through the live datapath, by the way they took.
+    self_tests: Vec<SelfTest>,
     #[serde(default)]
     log_lost: LogLost,
 }
@@ -116,6 +118,7 @@ impl Report {
             trust: None,
             outbound_proxy: None,
             worker_restarts: master.worker_restarts,
+            self_tests: master.self_tests.unwrap_or_default(),
             log_lost: LogLost {
                 master: master.log_lost,
                 worker: None,
@@ -258,6 +261,14 @@ fn print(report: &Report) {
         }
     }
     say!("connections      {}", report.connections);
+    for test in &report.self_tests {
+        let result = match (&test.error, test.passed()) {
+            (Some(error), _) => format!("FAILED {} times: {error}", test.failures),
+            (None, true) => "passed".to_owned(),
+            (None, false) => "not tried yet".to_owned(),
+        };
+        say!("self-test        {}: {result}", test.way);
+    }
     print_interception(&report.interception);
     if let Some(https) = report.https.as_ref().filter(|_| report.interception.enabled) {
         print_https(https, &report.interception);

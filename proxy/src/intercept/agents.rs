@@ -205,23 +205,23 @@ impl Discovery {
         self.pods = pods::Pods::new(pods);
     }
 
-    /// Every Agent of every source. `own` is our own cgroup, which nobody can select. An Agent that two sources name is
+    /// Every Agent of every source. `ours` are cgroups of our own, which nobody can select. An Agent that two sources name is
     /// listed once, under the first of them.
     ///
     /// # Errors
     /// The cgroup hierarchy or the process table cannot be read.
-    pub fn scan(&mut self, own: u64) -> Result<Vec<Agent>, InterceptError> {
+    pub fn scan(&mut self, ours: &[u64]) -> Result<Vec<Agent>, InterceptError> {
         let mut view = View {
             cgroups: &self.cgroups,
             open: &mut self.open,
         };
         let mut found: Vec<Agent> = Vec::new();
-        let mut taken = BTreeSet::new();
+        let mut taken: BTreeSet<u64> = ours.iter().copied().collect();
         let sources: [&dyn Source; 3] = [&self.pods, &self.globs, &self.namespaces];
         for source in sources {
             for mut agent in source.agents(&mut view)? {
                 let named = !agent.cgroups.is_empty();
-                agent.cgroups.retain(|id, _| *id != own && taken.insert(*id));
+                agent.cgroups.retain(|id, _| taken.insert(*id));
                 if named && agent.cgroups.is_empty() && !matches!(agent.selector, Selector::Namespace(_)) {
                     continue;
                 }

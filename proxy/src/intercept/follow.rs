@@ -67,7 +67,7 @@ impl Interceptor {
             return changes;
         }
         if self.pins.maps().exists() {
-            match self.discovery.scan(self.own_id) {
+            match self.discovery.scan(&self.own_cgroups()) {
                 Ok(found) => self.follow(&found, &mut changes),
                 // What is known stays.
                 Err(error) => changes.note(Err(error)),
@@ -105,11 +105,13 @@ impl Interceptor {
         });
         let obstacles = self.refused.len() + self.closed.len();
         let mut plan = self.planner().plan(found);
+        plan.hooks.extend(self.probe_hooks());
         self.apply_networks(&plan, changes);
         self.apply_hooks(&plan.hooks, changes);
         if self.refused.len() + self.closed.len() != obstacles {
             // What refuses our hooks leaves tc: decide once more, with that knowledge.
             plan = self.planner().plan(found);
+            plan.hooks.extend(self.probe_hooks());
             self.apply_networks(&plan, changes);
             self.apply_hooks(&plan.hooks, changes);
         }

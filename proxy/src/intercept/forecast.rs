@@ -102,7 +102,7 @@ pub fn forecast(
     let own = own::current()
         .and_then(|path| cgroups.id(&path))
         .unwrap_or_default();
-    let found = discovery.scan(own)?;
+    let found = discovery.scan(&[own])?;
     let mut refused = BTreeMap::new();
     for (id, path) in found.iter().flat_map(|agent| &agent.cgroups) {
         if let Some(why) = exclusive::refusal(&cgroups, path) {

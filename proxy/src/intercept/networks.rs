@@ -47,7 +47,7 @@ pub(super) struct Network {
     /// For the kernel's tables.
     pub(super) slot: u32,
     pub(super) cookie: u64,
-    namespace: Option<Arc<Namespace>>,
+    pub(super) namespace: Option<Arc<Namespace>>,
     ports: [u16; 2],
 }
 
@@ -96,6 +96,11 @@ impl Networks {
 
     pub(super) fn get(&self, key: Key) -> Option<&Network> {
         self.served.get(&key)
+    }
+
+    /// Every network.
+    pub(super) fn served(&self) -> impl Iterator<Item = (&Key, &Network)> {
+        self.served.iter()
     }
 
     /// The cookies of the namespaces that hooks serve.

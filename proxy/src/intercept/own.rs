@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 
 use super::error::InterceptError;
 use super::host::Cgroup2;
+use super::probe_cgroup;
 
 /// In the name of every cgroup that is ours.
-const NAME: &str = "agent-fips-proxy";
+pub(super) const NAME: &str = "agent-fips-proxy";
 
 /// Membership in our own cgroup. Dropping it moves the process back and removes the cgroup when we made it.
 #[derive(Debug)]
@@ -102,8 +103,15 @@ pub(super) fn remove_stale(cgroups: &Cgroup2) -> Vec<PathBuf> {
     };
     entries
         .flatten()
-        .filter(|entry| is_made_by_us(&entry.file_name().to_string_lossy()))
-        .filter(|entry| fs::remove_dir(entry.path()).is_ok())
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if probe_cgroup::is_one(&name) {
+                probe_cgroup::remove_stale(&entry.path()).is_ok()
+            } else {
+                is_made_by_us(&name) && fs::remove_dir(entry.path()).is_ok()
+            }
+        })
         .map(|entry| Path::new("/").join(entry.file_name()))
         .collect()
 }
@@ -181,9 +189,18 @@ mod tests {
             "agent-fips-proxy-",
             "agent-fips-proxy-x1",
             "agent-fips-proxy",
+            "agent-fips-proxy-probe-4711",
             "x-1",
         ] {
             assert!(!is_made_by_us(other), "{other}");
+        }
+        assert!(probe_cgroup::is_one("agent-fips-proxy-probe-4711"));
+        for other in [
+            "agent-fips-proxy-4711",
+            "agent-fips-proxy-probe-",
+            "agent-fips-proxy-probe-1x",
+        ] {
+            assert!(!probe_cgroup::is_one(other), "{other}");
         }
     }
 }

@@ -35,8 +35,8 @@ pub struct Change {
 
 impl Destinations {
     /// Replaces the static networks. IPv4-mapped ones become IPv4, host bits are cleared.
-    pub fn set_static(&mut self, cidrs: &[IpNet]) {
-        self.cidrs = cidrs.iter().map(|cidr| canonical(*cidr)).collect();
+    pub fn set_static(&mut self, cidrs: impl IntoIterator<Item = IpNet>) {
+        self.cidrs = cidrs.into_iter().map(canonical).collect();
     }
 
     /// Adds addresses with the TTL of their answer. When there are too many, those that would be forgotten first make
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn static_networks_are_canonical_and_replaced() {
         let mut destinations = Destinations::default();
-        destinations.set_static(&[
+        destinations.set_static([
             net("10.1.2.3/8"),
             net("::ffff:198.51.100.7/120"),
             net("2001:db8::7/64"),
@@ -170,7 +170,7 @@ mod tests {
             destinations.wanted(),
             [net("10.0.0.0/8"), net("198.51.100.0/24"), net("2001:db8::/64")].into()
         );
-        destinations.set_static(&[]);
+        destinations.set_static([]);
         assert!(destinations.wanted().is_empty());
     }
 

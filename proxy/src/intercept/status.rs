@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use proxy_ebpf::Counter;
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,7 @@ use super::choose::Taken;
 use super::load::{self, Features};
 use super::tc::{InterfaceState, InterfaceStatus, Tc};
 use super::{Interceptor, attach};
+use crate::self_test;
 
 /// The state of interception. It is flattened into a larger message, where serde cannot read maps whose keys are no text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,7 +27,7 @@ pub struct InterceptStatus {
     pub trouble: Vec<String>,
     /// Networks that are served besides the host's own.
     pub networks: Vec<ServedNetwork>,
-    /// Entries of the prefix maps.
+    /// Entries of the prefix maps, without those of our own self-tests.
     pub destinations: usize,
     /// The programs' counters since their maps were made, by name.
     pub counters: BTreeMap<String, u64>,
@@ -130,7 +132,7 @@ impl Interceptor {
             interfaces: self.tc.as_ref().map(|tc| tc.status()).unwrap_or_default(),
             trouble: self.trouble.iter().cloned().chain(routing).collect(),
             networks: self.networks.status(),
-            destinations: self.present.len(),
+            destinations: self.present.iter().filter(|net| !is_own(net)).count(),
             counters: self.counters(),
             resources: self.resources,
             features: self.loaded.features,
@@ -181,4 +183,9 @@ impl Interceptor {
             .filter_map(|counter| Some((counter.name().to_owned(), self.counter(*counter)?)))
             .collect()
     }
+}
+
+/// True for an entry that is there for connections of our own only.
+fn is_own(net: &IpNet) -> bool {
+    self_test::ADDRESSES.iter().any(|own| IpNet::from(*own) == *net)
 }

@@ -5,7 +5,7 @@
 //! | `/` | the status page |
 //! | `/metrics` | OpenMetrics text |
 //! | `/healthz` | 200 while the worker's event loop turns |
-//! | `/readyz` | 200 when every listener is bound, the module passed its tests and interception is in place if asked for; else 503 with the reasons |
+//! | `/readyz` | 200 when every listener is bound, the module passed its tests, interception is in place if asked for, and connections of our own pass the live datapath; else 503 with the reasons |
 
 use std::convert::Infallible;
 use std::net::TcpListener as StdListener;

@@ -194,6 +194,9 @@ impl Metrics {
 
 impl Recorder for Metrics {
     fn request(&self, r: &RequestRecord) {
+        if r.is_self_test() {
+            return;
+        }
         let mine = self.counters.shards.mine();
         let product = product_index(r.product);
         let class = usize::from(r.status / 100).min(CLASSES.len() - 1);
@@ -376,6 +379,19 @@ impl Counters {
             "1 when the hooks are in place",
             attached,
         )?;
+        let mut family = e.encode_descriptor(
+            "self_test_passed",
+            "1 when the last connection of our own by this way passed the live datapath",
+            None,
+            MetricType::Gauge,
+        )?;
+        for test in master.self_tests.iter().flatten() {
+            encode_gauge(
+                &mut family,
+                &[("way", test.way.as_str())],
+                u64::from(test.passed()),
+            )?;
+        }
         encode_lone_counter(e, "worker_restarts", "Workers that died", master.worker_restarts)?;
         lost::encode(logging::lost(), master.log_lost, e)?;
         match &master.interception.kernel {

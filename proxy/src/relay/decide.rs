@@ -6,6 +6,7 @@ use super::classify::Class;
 use super::origin::Origin;
 use crate::catalog::{Catalog, Product, Protocol, is_dns_name, normalise};
 use crate::config::HttpsException;
+use crate::self_test;
 
 /// What is done with an intercepted connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub(super) enum Refusal {
     Misdirected,
     /// An alert: `intercept.https` is `refuse`.
     Https,
+    /// 200, from ourselves: [`self_test::NAME`] was asked for.
+    SelfTest,
 }
 
 /// Where a request goes.
@@ -65,7 +68,7 @@ pub(super) fn connection(
             Ok(Authority {
                 host: Host::Name(name),
                 ..
-            }) if catalog.lookup(&name).is_some() => Decision::Terminate,
+            }) if catalog.lookup(&name).is_some() || name == self_test::NAME => Decision::Terminate,
             Ok(_) => Decision::Tunnel,
             Err(reason) => Decision::Refuse(Refusal::Bad(reason)),
         },
@@ -150,6 +153,12 @@ pub(super) fn request(
         .map(Authority::parse)
         .transpose()
         .map_err(Refusal::Bad)?;
+    let in_the_clear = target.is_none() && session.is_none();
+    if in_the_clear
+        && matches!(&authority, Some(Authority { host: Host::Name(name), .. }) if name == self_test::NAME)
+    {
+        return Err(Refusal::SelfTest);
+    }
     let route = match origin {
         Origin::Explicit { product, local } => {
             explicit(*product, local.ip(), local.port(), authority, path, catalog)

@@ -182,6 +182,13 @@ pub struct RequestRecord {
     pub error: Option<String>,
 }
 
+impl RequestRecord {
+    /// True for what we ask ourselves ([`crate::self_test`]): nothing else is answered well without a product.
+    pub fn is_self_test(&self) -> bool {
+        self.product.is_none() && self.outcome == Outcome::Ok
+    }
+}
+
 /// What can be done with a connection, in the order of the metrics: end it here, let its TLS through under the policy, leave
 /// it alone, refuse it.
 pub const DECISIONS: [&str; 4] = ["terminate", "passthrough", "tunnel", "refuse"];

@@ -238,6 +238,16 @@ impl Channel {
         }
     }
 
+    /// Sends one message without descriptors. The socket must be blocking.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn send<T: Serialize>(&self, message: &T) -> io::Result<()> {
+        let mut frame = Frame::new(message, Vec::new())?;
+        while !frame.send_some(self.socket.as_fd())? {}
+        Ok(())
+    }
+
     /// Turns it into two asynchronous halves. Must be called inside a tokio runtime.
     ///
     /// # Errors

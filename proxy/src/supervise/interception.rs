@@ -3,6 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::listeners::Listeners;
@@ -286,6 +287,26 @@ impl Interception {
             (None, Some(sockets)) => sockets.socket(network.0, ipv6),
             (None, None) => Err(io::Error::new(io::ErrorKind::NotFound, "interception is off")),
         }
+    }
+
+    /// See [`Interceptor::probe_cgroups`].
+    pub fn probe_cgroups(&mut self) -> Result<[PathBuf; 2], InterceptError> {
+        match &mut self.kernel {
+            Some(kernel) => kernel.probe_cgroups(),
+            None => Err(InterceptError::Unsupported("interception is off".to_owned())),
+        }
+    }
+
+    /// See [`Interceptor::probe_is_ready`].
+    pub fn probe_is_ready(&self) -> bool {
+        self.kernel.as_ref().is_some_and(Interceptor::probe_is_ready)
+    }
+
+    /// See [`Interceptor::ways`].
+    pub fn ways(&self) -> io::Result<Vec<intercept::Way>> {
+        self.kernel
+            .as_ref()
+            .map_or_else(|| Ok(Vec::new()), Interceptor::ways)
     }
 
     /// Counts what is held, for the next status; flows, which are many, only when `flows` says so.

@@ -184,6 +184,14 @@ impl Listeners {
             .collect()
     }
 
+    /// An explicit port that is bound.
+    pub fn explicit(&self) -> Option<SocketAddr> {
+        self.slots
+            .iter()
+            .find(|slot| slot.bound.is_ok() && matches!(slot.wanted.purpose, Purpose::Explicit(_)))
+            .map(Slot::address)
+    }
+
     /// Everything that is bound, as a worker receives it.
     pub fn passed(&self) -> (Vec<Passed>, Vec<BorrowedFd<'_>>) {
         let mut passed = Vec::new();

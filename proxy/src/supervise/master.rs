@@ -1,5 +1,6 @@
 //! The master's event loop. `workers` starts, hears and replaces workers; `reload` follows the configuration.
 
+mod probing;
 mod reload;
 mod workers;
 
@@ -13,6 +14,7 @@ use super::interception::Interception;
 use super::listeners::{self, Listeners};
 use super::notify;
 use super::privileges;
+use super::prober::Prober;
 use super::process::{WorkerEvent, WorkerId, WorkerProcess};
 use super::protocol::{FromWorker, MasterStatus, ToWorker, WorkerStatus};
 use crate::cli::Exit;
@@ -61,6 +63,7 @@ struct Master {
     listeners: Listeners,
     interception: Interception,
     workers: Vec<WorkerProcess>,
+    prober: Prober,
     events: mpsc::Receiver<(WorkerId, WorkerEvent)>,
     events_tx: mpsc::Sender<(WorkerId, WorkerEvent)>,
     requests: mpsc::Receiver<Pending>,
@@ -93,6 +96,7 @@ enum Event {
     Worker(WorkerId, WorkerEvent),
     Request(Pending),
     Agents,
+    SelfTest,
     Restart,
     Tick,
     Reload,
@@ -145,6 +149,7 @@ impl Master {
             listeners,
             interception,
             workers: Vec::new(),
+            prober: Prober::default(),
             events,
             events_tx,
             requests,
@@ -178,6 +183,7 @@ impl Master {
                 Some((id, event)) = self.events.recv() => Event::Worker(id, event),
                 Some(pending) = self.requests.recv() => Event::Request(pending),
                 () = self.interception.changed() => Event::Agents,
+                _ = self.prober.answered() => Event::SelfTest,
                 () = sleep_until(restart_at) => Event::Restart,
                 _ = tick.tick() => Event::Tick,
                 _ = self.signals.hup.recv() => Event::Reload,
@@ -193,6 +199,7 @@ impl Master {
                 }
                 Event::Request(pending) => self.on_request(pending).await,
                 Event::Agents => self.follow_agents().await,
+                Event::SelfTest => self.on_self_test().await,
                 Event::Restart => {
                     self.restart_at = None;
                     self.replace_worker();
@@ -280,6 +287,7 @@ impl Master {
             self.restarts += 1;
             self.replace_worker();
         }
+        self.probe().await;
         self.push_state().await;
         if let Some(interval) = notify::watchdog_interval()
             && self.last_watchdog.elapsed() * 2 >= interval
@@ -308,6 +316,9 @@ impl Master {
             self.listeners.remove_network(network);
             self.forget_network(network).await;
         }
+        if !changes.opened.is_empty() {
+            self.prober.hurry();
+        }
         for opened in changes.opened {
             let network = NetworkId(opened.network);
             self.listeners
@@ -319,6 +330,7 @@ impl Master {
     async fn stop(mut self) -> Exit {
         tracing::info!("stopping: requests in flight finish");
         notify::stopping();
+        self.prober.end();
         self.interception.leave();
         // Nobody must wait in a backlog that is never served.
         self.listeners = Listeners::new(1);
@@ -365,6 +377,7 @@ impl Master {
             pid: std::process::id(),
             listeners: self.listeners.status(),
             interception: self.interception.status(),
+            self_tests: Some(self.prober.status()),
             worker_restarts: self.restarts,
             log_lost: logging::lost(),
         }
@@ -383,10 +396,11 @@ impl Master {
         }
     }
 
-    /// Says READY, once: a worker serves, and the kernel selects what it can know. Units that wait for us, the Agent's
-    /// among them, start only then.
+    /// Says READY, once: a worker serves, the kernel selects what it can know, and connections of our own were tried. Units that wait
+    /// for us, the Agent's among them, start only then.
     fn announce(&mut self) {
-        if !self.up && self.interception.settled() && self.workers.iter().any(|worker| worker.ready) {
+        let serves = self.workers.iter().any(|worker| worker.ready);
+        if !self.up && serves && self.interception.settled() && self.prober.is_settled() {
             self.up = true;
             tracing::info!("up: {}", self.summary());
             notify::ready(&self.summary());

@@ -64,6 +64,25 @@ pub fn narrow(older: &[Capability]) -> Result<(), PrivilegeError> {
     Ok(())
 }
 
+/// Keeps these capabilities and no other, for good: neither a program that is run nor another user's rights bring more. Call it
+/// before any thread is started.
+pub fn keep_only(kept: &[Capability]) -> Result<(), PrivilegeError> {
+    let step =
+        |what: &'static str| move |error: CapsError| PrivilegeError::Step(what, io::Error::other(error));
+    let kept: CapsHashSet = kept.iter().copied().collect();
+    if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).unwrap_or(false) {
+        caps::clear(None, CapSet::Bounding).map_err(step("clear the bounding set"))?;
+    }
+    caps::clear(None, CapSet::Ambient).map_err(step("clear the ambient set"))?;
+    caps::set(None, CapSet::Inheritable, &CapsHashSet::new()).map_err(step("clear the inheritable set"))?;
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        let has = caps::read(None, set).map_err(step("read the capabilities"))?;
+        let left = has.intersection(&kept).copied().collect();
+        caps::set(None, set, &left).map_err(step("give capabilities up"))?;
+    }
+    prctl::set_no_new_privs().map_err(|error| PrivilegeError::Step("set no_new_privs", error.into()))
+}
+
 /// Takes everything away from this process. With the right to change users it becomes `user` (or, when that user does not
 /// exist, `nobody`, with a warning); without, as in a container that dropped every capability, it keeps its user and gives
 /// up the rest. Call it before any thread is started: capabilities belong to threads.

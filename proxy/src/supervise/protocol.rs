@@ -160,6 +160,9 @@ pub struct MasterStatus {
     pub listeners: Vec<ListenerStatus>,
     /// Interception.
     pub interception: InterceptionStatus,
+    /// Connections of our own, by the way they took. `None` without a master, which makes them.
+    #[serde(default)]
+    pub self_tests: Option<Vec<SelfTest>>,
     /// Workers that died or were replaced since start.
     pub worker_restarts: u64,
     /// Log lines of the master that were dropped.
@@ -188,7 +191,40 @@ impl MasterStatus {
                 .into_iter()
                 .map(|why| format!("interception: {why}")),
         );
+        if let Some(tests) = &self.self_tests {
+            reasons.extend(tests.iter().filter_map(SelfTest::trouble));
+            if tests.iter().all(|test| test.at == 0) {
+                reasons.push("no connection of our own was tried yet".to_owned());
+            }
+        }
         reasons
+    }
+}
+
+/// A connection of our own through the live datapath.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelfTest {
+    /// Which way: `explicit`, `host (cgroup)`, or a pod's namespace.
+    pub way: String,
+    /// When it was tried last, in seconds since 1970; 0: not yet.
+    pub at: u64,
+    /// How often it failed in a row.
+    pub failures: u32,
+    /// What went wrong the last time; absent when nothing did.
+    pub error: Option<String>,
+}
+
+impl SelfTest {
+    /// It was tried, and passed.
+    pub fn passed(&self) -> bool {
+        self.at > 0 && self.error.is_none()
+    }
+
+    /// What keeps us from being ready. One failure may be a moment, such as a worker that is replaced; it is tried again
+    /// at once.
+    fn trouble(&self) -> Option<String> {
+        let error = self.error.as_ref().filter(|_| self.failures != 1)?;
+        Some(format!("self-test {}: {error}", self.way))
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use agent_fips_proxy::catalog::Product;
 use agent_fips_proxy::relay::outcome::Outcome;
+use agent_fips_proxy::self_test;
 
 use crate::harness::{Client, Proxy, Upstream, hosts};
 
@@ -49,6 +50,23 @@ fn plain_http_for_an_intake_is_terminated_and_goes_to_its_original_address() {
         (record.class, record.decision, record.name.as_deref()),
         (Some("http1"), "terminate", Some(INTAKE))
     );
+}
+
+#[test]
+fn a_self_test_is_answered_here_and_nowhere_else() {
+    let upstream = Upstream::start();
+    let proxy = Proxy::start(upstream.address);
+    for address in [proxy.intercept, proxy.explicit] {
+        let took = self_test::ask(address, Duration::from_secs(20)).unwrap();
+        assert!(took < Duration::from_secs(20), "{took:?}");
+    }
+    assert_eq!(upstream.connections(), 0);
+    for record in proxy.requests(2) {
+        assert_eq!(
+            (record.product, record.outcome, record.status),
+            (None, Outcome::Ok, 200)
+        );
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ fn only_plain_http_for_an_intake_name_is_terminated() {
             Decision::Terminate,
         ),
         (Http1, Some("APP.DDOG-GOV.COM."), Decision::Terminate),
+        (Http1, Some(self_test::NAME), Decision::Terminate),
         (Http1, Some("example.org"), Decision::Tunnel),
         (Http1, Some("evilddog-gov.com"), Decision::Tunnel),
         (Http1, Some("app.ddog-gov.com.evil.org"), Decision::Tunnel),
@@ -348,4 +349,42 @@ fn intercepted_requests_name_their_intake() {
             "{target:?} {host:?}"
         );
     }
+}
+
+#[test]
+fn we_answer_for_ourselves_in_the_clear_only() {
+    let local = "127.0.0.1:9804".parse().unwrap();
+    let product = Product::Metrics;
+    let explicit = Origin::Explicit { product, local };
+    let taken = Origin::Intercepted(OriginalDst("192.0.2.1:80".parse().unwrap()));
+    for origin in [&explicit, &taken] {
+        assert_eq!(
+            request(origin, None, None, Some(self_test::NAME), "/", &catalog()),
+            Err(Refusal::SelfTest)
+        );
+        let foreign = Err(Refusal::Bad("absolute-form for a foreign host"));
+        assert_eq!(
+            request(
+                origin,
+                None,
+                Some(self_test::NAME),
+                Some(self_test::NAME),
+                "/",
+                &catalog()
+            ),
+            foreign
+        );
+    }
+    assert_eq!(
+        request(
+            &taken,
+            Some("app.ddog-gov.com"),
+            None,
+            Some(self_test::NAME),
+            "/",
+            &catalog()
+        ),
+        Err(Refusal::Misdirected)
+    );
+    assert_eq!(catalog().lookup(self_test::NAME), None);
 }

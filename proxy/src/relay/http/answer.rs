@@ -57,6 +57,7 @@ pub(in crate::relay) fn refused(refusal: Refusal) -> (Outcome, &'static str) {
     match refusal {
         Refusal::Bad(reason) => (Outcome::BadRequest, reason),
         Refusal::Unsupported(reason) => (Outcome::Unsupported, reason),
+        Refusal::SelfTest => (Outcome::Ok, "the proxy answers"),
         Refusal::Https => (
             Outcome::HttpsRefused,
             "an Agent speaks HTTPS and intercept.https is refuse: let it speak http (its fips settings), or set \

@@ -87,6 +87,7 @@ impl Master {
         }
         let prepared = self.interception.prepare(&mut self.listeners)?;
         let changes = self.interception.engage(&self.listeners)?;
+        self.prober.hurry();
         self.follow(changes).await;
         if prepared {
             // The worker that runs has no intercept listener and lives in another cgroup.

@@ -35,6 +35,8 @@ impl Master {
                 {
                     older.drain().await;
                 }
+                self.prober.hurry();
+                self.probe().await;
                 self.announce();
             }
             WorkerEvent::Said(FromWorker::Failed { exit, message }) => {

@@ -1,0 +1,373 @@
+//! Readiness that cannot lie: connections of our own through the live datapath, over and over.
+//!
+//! A process of its own makes them (`child`), since a connection is taken by where it comes from: the hooks of the datapath `cgroup`
+//! belong to the cgroup of the process that connects, and a classifier sees what leaves a pod's namespace. It lives in a cgroup beside
+//! the Agents' that has the same hooks. What is asked for is [`self_test::NAME`], which the worker answers itself.
+
+pub mod child;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+
+use super::channel::{Channel, Frame, Receiver, Sender};
+use super::protocol::SelfTest;
+use crate::self_test;
+
+/// How long each step of a connection may take: far more than a busy host needs, far less than an Agent waits.
+pub const LIMIT: Duration = Duration::from_secs(2);
+/// How often ways are tried, and how many of them each time: a node may have hundreds of Agent pods.
+const EVERY: Duration = Duration::from_secs(10);
+const ROUND: usize = 16;
+/// How soon after a first failure.
+const AGAIN: Duration = Duration::from_secs(1);
+/// A result that is older than its turn by this is none: the tests themselves hang.
+const STALE: Duration = Duration::from_secs(35);
+
+/// Where the process may live.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The directory of a cgroup without hooks.
+    pub bare: PathBuf,
+    /// The directory of one with them.
+    pub hooked: PathBuf,
+}
+
+/// One connection to make. The descriptor beside it is the network namespace, if it is not the host's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// Comes back with the answer.
+    pub id: u64,
+    /// From the cgroup with the hooks.
+    pub hooked: bool,
+    /// Whereto.
+    pub address: SocketAddr,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Of which one.
+    pub id: u64,
+    /// What went wrong; `None` when nothing did.
+    pub error: Option<String>,
+}
+
+/// A way in that is to be tried.
+#[derive(Debug)]
+pub struct Way {
+    /// What it is called in status: `explicit`, `host (cgroup)`, `net:[4026532000] (tc)`.
+    pub name: String,
+    /// Whereto.
+    pub address: SocketAddr,
+    /// Where from.
+    pub from: From,
+}
+
+/// Where a connection of our own comes from.
+#[derive(Debug)]
+pub enum From {
+    /// From this process: explicit ports ask nobody where a connection comes from.
+    Here,
+    /// From the process that lives in a cgroup of its own.
+    Cgroup {
+        /// See [`Ask::hooked`].
+        hooked: bool,
+        /// The network namespace; `None`: the host's own.
+        namespace: Option<OwnedFd>,
+    },
+}
+
+/// The prober process and what was found.
+pub struct Prober {
+    running: Option<Running>,
+    /// Why there is no process, although one is wanted.
+    problem: Option<String>,
+    waiting: VecDeque<Way>,
+    asked: Option<(u64, String)>,
+    last: u64,
+    found: BTreeMap<String, Found>,
+    next: Option<Instant>,
+    /// How many rounds every way needs to have its turn.
+    rounds: u32,
+    here: mpsc::UnboundedReceiver<(String, Option<String>)>,
+    from_here: mpsc::UnboundedSender<(String, Option<String>)>,
+}
+
+impl Default for Prober {
+    fn default() -> Self {
+        let (from_here, here) = mpsc::unbounded_channel();
+        Self {
+            running: None,
+            problem: None,
+            waiting: VecDeque::new(),
+            asked: None,
+            last: 0,
+            found: BTreeMap::new(),
+            next: None,
+            rounds: 1,
+            here,
+            from_here,
+        }
+    }
+}
+
+struct Running {
+    _child: Child,
+    sender: Sender,
+    receiver: Receiver,
+}
+
+/// The last result of a way.
+#[derive(Clone, Debug)]
+struct Found {
+    at: Instant,
+    /// The same in seconds since 1970; 0: it was not tried yet.
+    at_epoch: u64,
+    /// In a row.
+    failures: u32,
+    error: Option<String>,
+}
+
+impl Found {
+    fn never(now: Instant) -> Self {
+        Self {
+            at: now,
+            at_epoch: 0,
+            failures: 0,
+            error: None,
+        }
+    }
+}
+
+impl Prober {
+    /// Starts the process, where there is none. Must be called inside a tokio runtime.
+    pub async fn start(&mut self, place: &Place) {
+        if self.running.is_some() {
+            return;
+        }
+        match Running::start(place).await {
+            Ok(running) => {
+                self.running = Some(running);
+                self.problem = None;
+            }
+            Err(error) => self.fail(format!(
+                "cannot start the process that makes connections of our own: {error}"
+            )),
+        }
+    }
+
+    /// Ends the process: nothing is taken any more.
+    pub fn end(&mut self) {
+        self.running = None;
+        self.asked = None;
+        self.problem = None;
+        self.waiting.clear();
+    }
+
+    /// True when it is time for [`Prober::try_all`].
+    pub fn is_due(&self) -> bool {
+        self.next.is_none_or(|next| next <= Instant::now())
+    }
+
+    /// Something changed: the next try is due at once.
+    pub fn hurry(&mut self) {
+        self.next = None;
+    }
+
+    /// Tries these ways, one after the other; what is known of others is forgotten. Of many, those whose result is the oldest: the
+    /// rest has its turn later.
+    pub async fn try_all(&mut self, mut ways: Vec<Way>) {
+        let now = Instant::now();
+        self.next = Some(now + EVERY);
+        self.found
+            .retain(|name, _| ways.iter().any(|way| way.name == *name));
+        for way in &ways {
+            self.found
+                .entry(way.name.clone())
+                .or_insert_with(|| Found::never(now));
+        }
+        self.rounds = u32::try_from(ways.len().div_ceil(ROUND)).unwrap_or(u32::MAX);
+        ways.sort_by_key(|way| self.found.get(&way.name).map(|found| (found.at_epoch, found.at)));
+        ways.truncate(ROUND);
+        // Those that wait from the last round are among them again.
+        self.waiting.clear();
+        for way in ways {
+            match way.from {
+                From::Here => self.ask_from_here(way),
+                From::Cgroup { .. } => self.waiting.push_back(way),
+            }
+        }
+        self.ask_next().await;
+    }
+
+    /// Waits for the next result; true when it is news. Cancel-safe.
+    pub async fn answered(&mut self) -> bool {
+        let heard = {
+            let (here, running) = (&mut self.here, &mut self.running);
+            tokio::select! {
+                Some((name, error)) = here.recv() => return self.note(&name, error),
+                heard = async {
+                    match running {
+                        Some(running) => running.receiver.next::<Answer>().await,
+                        None => std::future::pending().await,
+                    }
+                } => heard,
+            }
+        };
+        match heard {
+            Ok(Some((answer, _))) => {
+                // Of an earlier round: its way may be gone.
+                let asked = self.asked.take_if(|(id, _)| *id == answer.id);
+                let news = asked.is_some_and(|(_, name)| self.note(&name, answer.error));
+                self.ask_next().await;
+                news
+            }
+            Ok(None) => self.lost("it ended"),
+            Err(error) => self.lost(&error.to_string()),
+        }
+    }
+
+    /// Every way with its last result, in the order of their names.
+    pub fn status(&self) -> Vec<SelfTest> {
+        let stale = STALE + EVERY * self.rounds;
+        self.found
+            .iter()
+            .map(|(way, found)| SelfTest {
+                way: way.clone(),
+                at: found.at_epoch,
+                failures: found.failures,
+                error: if found.at.elapsed() > stale {
+                    Some(match &self.problem {
+                        Some(problem) => problem.clone(),
+                        None => format!("no result for more than {stale:?}"),
+                    })
+                } else {
+                    found.error.clone()
+                },
+            })
+            .collect()
+    }
+
+    /// True when every way was tried at least once, with whatever result.
+    pub fn is_settled(&self) -> bool {
+        self.problem.is_some() || self.found.values().all(|found| found.at_epoch > 0)
+    }
+
+    fn note(&mut self, name: &str, error: Option<String>) -> bool {
+        let Some(found) = self.found.get_mut(name) else {
+            return false;
+        };
+        let news = found.error.is_some() != error.is_some() || found.at_epoch == 0;
+        match &error {
+            Some(error) if news => {
+                tracing::error!(way = %name, "a connection of our own through the live datapath failed: {error}");
+            }
+            None if news => tracing::info!(way = %name, "a connection of our own passed the live datapath"),
+            _ => {}
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        *found = Found {
+            at: Instant::now(),
+            at_epoch: now.map_or(1, |now| now.as_secs().max(1)),
+            failures: match &error {
+                Some(_) => found.failures.saturating_add(1),
+                None => 0,
+            },
+            error,
+        };
+        if found.failures == 1 {
+            // Once may be a moment: what it was shows at once.
+            self.next = Some(Instant::now() + AGAIN);
+        }
+        news
+    }
+
+    fn ask_from_here(&self, way: Way) {
+        let tell = self.from_here.clone();
+        tokio::task::spawn_blocking(move || {
+            let error = self_test::ask(way.address, LIMIT).err();
+            // The master is about to end when nobody hears it.
+            let _ = tell.send((way.name, error.map(|error| error.to_string())));
+        });
+    }
+
+    async fn ask_next(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        if self.asked.is_some() {
+            return;
+        }
+        let Some(way) = self.waiting.pop_front() else {
+            return;
+        };
+        let From::Cgroup { hooked, namespace } = way.from else {
+            return;
+        };
+        self.last += 1;
+        let ask = Ask {
+            id: self.last,
+            hooked,
+            address: way.address,
+        };
+        let sent = match Frame::new(&ask, namespace.into_iter().collect()) {
+            // The process reads whenever it is asked for nothing: the socket has room.
+            Ok(frame) => running.sender.send_frame(frame).await,
+            Err(error) => Err(error),
+        };
+        match sent {
+            Ok(()) => self.asked = Some((ask.id, way.name)),
+            Err(error) => {
+                self.lost(&error.to_string());
+            }
+        }
+    }
+
+    /// The process is gone; the next round starts another.
+    fn lost(&mut self, why: &str) -> bool {
+        self.running = None;
+        self.asked = None;
+        self.waiting.clear();
+        self.fail(format!(
+            "the process that makes connections of our own is gone: {why}"
+        ));
+        true
+    }
+
+    /// Says, once, why nothing can be tried.
+    pub fn fail(&mut self, problem: String) {
+        if self.problem.as_ref() != Some(&problem) {
+            tracing::error!("{problem}");
+        }
+        self.problem = Some(problem);
+    }
+}
+
+impl Running {
+    async fn start(place: &Place) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let mut command = std::process::Command::new("/proc/self/exe");
+        command
+            .arg0("agent-fips-proxy")
+            .args(["probe", "--channel"])
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .env_clear();
+        let child = Command::from(command).kill_on_drop(true).spawn()?;
+        let (mut sender, receiver) = Channel::new(ours).split()?;
+        sender.send(place).await?;
+        Ok(Self {
+            _child: child,
+            sender,
+            receiver,
+        })
+    }
+}
