@@ -157,13 +157,7 @@ fn outside_the_cgroup_nothing_changes() -> Result<()> {
     }
     check_eq!(world.intake.count(), 0, "requests at the TLS intake");
     check_eq!(world.plain.seen().len(), 4, "requests in the clear");
-    check_eq!(
-        proxy
-            .metrics()?
-            .sum("agent_fips_proxy_connections_total", &[("via", "cgroup")]),
-        0.0,
-        "connections"
-    );
+    check_eq!(proxy.metrics()?.connections("cgroup"), 0.0, "connections");
     Ok(())
 }
 
@@ -221,13 +215,7 @@ fn other_addresses_are_not_touched() -> Result<()> {
         (200, "plain"),
         "{answer:?}"
     );
-    check_eq!(
-        proxy
-            .metrics()?
-            .sum("agent_fips_proxy_connections_total", &[("via", "cgroup")]),
-        0.0,
-        "connections"
-    );
+    check_eq!(proxy.metrics()?.connections("cgroup"), 0.0, "connections");
     Ok(())
 }
 

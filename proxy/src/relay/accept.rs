@@ -277,6 +277,9 @@ impl<H: Handshake> Accepted<H> {
         )
         .await;
         recording.record.requests = ended.requests;
+        if ended.self_test {
+            recording.record.decision = "self-test";
+        }
         if ended.violation.is_some() && ended.requests == 0 {
             recording.record.decision = "refuse";
         }

@@ -166,6 +166,8 @@ pub(super) struct Client<H: Handshake> {
 pub(super) struct Ended {
     pub(super) outcome: Outcome,
     pub(super) requests: u64,
+    /// Nobody's request: our own self-test.
+    pub(super) self_test: bool,
     pub(super) violation: Option<Violation>,
     /// The alert by which the client said, after the handshake, that it does not trust us.
     pub(super) distrust: Option<&'static str>,

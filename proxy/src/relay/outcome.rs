@@ -190,8 +190,8 @@ impl RequestRecord {
 }
 
 /// What can be done with a connection, in the order of the metrics: end it here, let its TLS through under the policy, leave
-/// it alone, refuse it.
-pub const DECISIONS: [&str; 4] = ["terminate", "passthrough", "tunnel", "refuse"];
+/// it alone, answer it as our own self-test, refuse it.
+pub const DECISIONS: [&str; 5] = ["terminate", "passthrough", "tunnel", "self-test", "refuse"];
 
 /// A process on this host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -48,6 +48,12 @@ impl Metrics {
             .collect()
     }
 
+    /// Client connections of this way in, our own self-tests left out.
+    pub fn connections(&self, via: &str) -> f64 {
+        let name = "agent_fips_proxy_connections_total";
+        self.sum(name, &[("via", via)]) - self.sum(name, &[("via", via), ("decision", "self-test")])
+    }
+
     /// True when there is a sample of this name.
     pub fn has(&self, name: &str) -> bool {
         self.0.iter().any(|sample| sample.name == name)

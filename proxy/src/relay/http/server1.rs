@@ -138,6 +138,8 @@ struct Connection<H: Handshake, IO> {
     timer: LazyTimer,
     idle_timeout: Duration,
     requests: u64,
+    /// It asked for [`crate::self_test::NAME`].
+    self_test: bool,
     /// A head is partly here.
     partial: bool,
     idle_since: Instant,
@@ -167,6 +169,7 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
             timer: timer.unwrap_or_else(|| LazyTimer::new(now + idle_timeout)),
             idle_timeout,
             requests: 0,
+            self_test: false,
             partial: false,
             idle_since: now,
             last: false,
@@ -263,6 +266,7 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
         Ended {
             outcome: end.outcome,
             requests: self.requests,
+            self_test: self.self_test,
             violation: end.violation,
             distrust: end.distrust,
         }

@@ -137,6 +137,7 @@ pub(super) async fn serve<H: Handshake, IO: ClientIo>(
     Ended {
         outcome,
         requests: exchange.requests(),
+        self_test: false,
         violation: None,
         distrust,
     }

@@ -12,6 +12,7 @@ use super::inbound::say;
 use super::transfer::{Bounds, Fault, Transfer};
 use super::{ClientIo, Connection, Then, bridge};
 use crate::observe::redact;
+use crate::relay::decide::Refusal;
 use crate::relay::http::head::{self, Framing, Head, Violation};
 use crate::relay::http::record::{self, Record};
 use crate::relay::http::reply::Asked;
@@ -71,6 +72,7 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
         let decoded = self.inbound.borrow_mut().begin(end, outline, expects_continue);
         let then = match (found, decoded) {
             (Err(refusal), _) => {
+                self.self_test |= refusal == Refusal::SelfTest;
                 let (outcome, reason) = answer::refused(refusal);
                 self.own(request, outcome, reason, &mut record).await
             }
