@@ -13,12 +13,14 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use proxy_ebpf::{
-    Action, Address, Counter, EVENT_TC_REFUSED, EVENT_TC_TAKEN, Event, Facts, Flow, Interface, OwnFlow,
-    Packet, Settings, Transport,
+    Action, Address, Counter, Direct, EVENT_TC_REFUSED, EVENT_TC_TAKEN, Event, Facts, Flow, Interface,
+    LeakKey, OwnFlow, Packet, Reason, Settings, Transport, WHO_NETNS,
 };
 
+use crate::leaked::leaked;
 use crate::maps::{
-    FLOWS, HAS_SOCKOPS_NETNS_COOKIE, INTERFACES, OWN_FLOWS, count, listener_port, selected, settings, taken,
+    FLOWS, HAS_SOCKOPS_NETNS_COOKIE, INTERFACES, LET_GO, OWN_FLOWS, count, listener_port, selected, settings,
+    taken,
 };
 use crate::report::report;
 use crate::stack;
@@ -59,6 +61,9 @@ pub fn classify(ctx: TcContext) -> i32 {
     match action {
         Action::Pass => TC_ACT_UNSPEC,
         Action::Forget | Action::Own | Action::Open => {
+            if action == Action::Open {
+                let_go(interface, &packet, Reason::NoListener);
+            }
             // That there was none is no error.
             let _ = FLOWS.remove(stack::flow(&mut stack::space(), &packet.flow));
             TC_ACT_UNSPEC
@@ -77,7 +82,7 @@ pub fn classify(ctx: TcContext) -> i32 {
                 )
                 .is_err()
             {
-                return no_memory(settings);
+                return no_memory(settings, interface, &packet);
             }
             tell(EVENT_TC_TAKEN, &packet.flow);
             mark(&ctx, settings);
@@ -133,14 +138,43 @@ impl Facts for Maps<'_> {
 
 /// A flow that cannot be remembered cannot be taken: the policy decides.
 #[inline(always)]
-fn no_memory(settings: &Settings) -> i32 {
+fn no_memory(settings: &Settings, interface: &Interface, packet: &Packet) -> i32 {
     if settings.closed() {
         count(Counter::TcRefusedNoMemory);
         TC_ACT_SHOT
     } else {
         count(Counter::TcOpenNoMemory);
+        let_go(interface, packet, Reason::NoMemory);
         TC_ACT_UNSPEC
     }
+}
+
+/// Counts a connection that goes on without us: by its first opening segment, and not by those that are sent again.
+#[inline(always)]
+fn let_go(interface: &Interface, packet: &Packet, reason: Reason) {
+    let flow = &packet.flow;
+    // SAFETY: an LRU entry may be reused while it is read, when the map is full: the copy is taken at once.
+    let before = unsafe { LET_GO.get(stack::flow(&mut stack::space(), flow)) }.copied();
+    if before == Some(packet.sequence) {
+        return;
+    }
+    let mut space = stack::space();
+    let sequence = stack::number(&mut space, packet.sequence);
+    // Without an entry a segment that is sent again counts again.
+    let _ = LET_GO.insert(stack::flow(&mut stack::space(), flow), sequence, 0);
+    leaked(
+        &LeakKey {
+            who: interface.netns_cookie,
+            reason: reason as u32,
+            kind: WHO_NETNS,
+        },
+        &Direct {
+            destination: flow.destination,
+            port: flow.destination_port,
+            reserved: 0,
+            process: 0,
+        },
+    );
 }
 
 #[inline(always)]

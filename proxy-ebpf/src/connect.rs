@@ -12,12 +12,12 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use proxy_ebpf::{
-    Address, Attempt, Counter, EVENT_INTERCEPTED, EVENT_LET_GO, EVENT_REFUSED, Event, Original, Settings,
-    Skip,
+    Address, Attempt, Counter, EVENT_INTERCEPTED, EVENT_LET_GO, EVENT_REFUSED, Event, Original, PASSED_OWN,
+    Passed, Reason, Settings, Skip,
 };
 
 use crate::maps::{
-    CLIENT, HAS_SET_RETVAL, NAMESPACES, count, forget, listener_port, selected, settings, store,
+    CLIENT, HAS_SET_RETVAL, NAMESPACES, count, forget, listener_port, note, selected, settings, store,
 };
 use crate::report::report;
 use crate::sock_addr;
@@ -31,8 +31,12 @@ const ECONNREFUSED: i32 = 111;
 
 /// What to do with a connection.
 enum Verdict {
-    /// Leave it alone; true: forget what the socket carried.
-    Pass(bool),
+    /// Leave it alone, with what the socket carries.
+    Keep,
+    /// Leave it alone, and forget what the socket carried.
+    Forget,
+    /// The same, with a note of what it is should it go to an intake.
+    Pass(Passed),
     /// Make the connect fail.
     Refuse,
     /// Send it to the listener on this port.
@@ -73,7 +77,7 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn decide(ctx: &SockAddrContext, destination: Address, port: u16) -> Verdict {
     let Some(settings) = settings() else {
-        return Verdict::Pass(true);
+        return Verdict::Forget;
     };
     // SAFETY: plain helper calls on the kernel's context.
     let attempt = unsafe {
@@ -88,12 +92,17 @@ fn decide(ctx: &SockAddrContext, destination: Address, port: u16) -> Verdict {
         if let Some(counter) = skip.counter() {
             count(counter);
         }
-        // A loopback destination may be the work of another copy of this program, whose note must stay.
-        return Verdict::Pass(!matches!(skip, Skip::Local | Skip::NotTcp));
+        return match skip {
+            // A loopback destination may be the work of another copy of this program, whose note must stay.
+            Skip::Local | Skip::NotTcp => Verdict::Keep,
+            Skip::Disabled => Verdict::Forget,
+            Skip::Own => pass(&attempt, PASSED_OWN),
+            Skip::Port => pass(&attempt, Reason::Around as u32),
+        };
     }
     if !selected(&destination) {
         count(Counter::NotSelectedDestination);
-        return Verdict::Pass(true);
+        return pass(&attempt, Reason::Around as u32);
     }
     // The hooks are attached to a new Agent's cgroup before anybody looked where it lives: until its namespace is known,
     // the policy holds, and no connection slips through.
@@ -103,6 +112,7 @@ fn decide(ctx: &SockAddrContext, destination: Address, port: u16) -> Verdict {
             &attempt,
             Counter::RefusedUnknownNetns,
             Counter::OpenUnknownNetns,
+            Reason::UnknownNetns,
         );
     };
     let socket = socket(ctx);
@@ -112,6 +122,7 @@ fn decide(ctx: &SockAddrContext, destination: Address, port: u16) -> Verdict {
             &attempt,
             Counter::RefusedNoStorage,
             Counter::OpenNoStorage,
+            Reason::NoMemory,
         );
     }
     // SAFETY: not null, from the context.
@@ -122,6 +133,7 @@ fn decide(ctx: &SockAddrContext, destination: Address, port: u16) -> Verdict {
             &attempt,
             Counter::RefusedBoundDevice,
             Counter::OpenBoundDevice,
+            Reason::BoundDevice,
         );
     }
     let Some(listener) = listener_port(destination.slot(network)) else {
@@ -130,6 +142,7 @@ fn decide(ctx: &SockAddrContext, destination: Address, port: u16) -> Verdict {
             &attempt,
             Counter::RefusedNoListener,
             Counter::OpenNoListener,
+            Reason::NoListener,
         );
     };
     let original = Original {
@@ -144,6 +157,7 @@ fn decide(ctx: &SockAddrContext, destination: Address, port: u16) -> Verdict {
             &attempt,
             Counter::RefusedNoStorage,
             Counter::OpenNoStorage,
+            Reason::NoMemory,
         );
     }
     count(match destination.v4() {
@@ -156,7 +170,13 @@ fn decide(ctx: &SockAddrContext, destination: Address, port: u16) -> Verdict {
 
 /// A selected connection that we cannot take: the policy decides.
 #[inline(always)]
-fn unavailable(settings: &Settings, attempt: &Attempt, refused: Counter, open: Counter) -> Verdict {
+fn unavailable(
+    settings: &Settings,
+    attempt: &Attempt,
+    refused: Counter,
+    open: Counter,
+    reason: Reason,
+) -> Verdict {
     if settings.closed() {
         count(refused);
         tell(EVENT_REFUSED, attempt, refused as u32);
@@ -164,8 +184,19 @@ fn unavailable(settings: &Settings, attempt: &Attempt, refused: Counter, open: C
     } else {
         count(open);
         tell(EVENT_LET_GO, attempt, open as u32);
-        Verdict::Pass(true)
+        // Counted as a leak when its SYN leaves, not before: `sockops` sees whether it does, and whereto.
+        pass(attempt, reason as u32)
     }
+}
+
+/// Leaves it alone, with a note.
+#[inline(always)]
+fn pass(attempt: &Attempt, state: u32) -> Verdict {
+    Verdict::Pass(Passed {
+        cgroup: attempt.cgroup,
+        process: process(),
+        state,
+    })
 }
 
 #[inline(always)]
@@ -183,9 +214,14 @@ fn tell(what: u32, attempt: &Attempt, detail: u32) {
 #[inline(always)]
 fn finish(ctx: &SockAddrContext, verdict: &Verdict) -> i32 {
     match verdict {
-        Verdict::Pass(false) | Verdict::Rewrite(_) => ALLOW,
-        Verdict::Pass(true) => {
+        Verdict::Keep | Verdict::Rewrite(_) => ALLOW,
+        Verdict::Forget => {
             forget(&CLIENT, socket(ctx));
+            ALLOW
+        }
+        Verdict::Pass(passed) => {
+            forget(&CLIENT, socket(ctx));
+            note(socket(ctx), passed);
             ALLOW
         }
         Verdict::Refuse => {

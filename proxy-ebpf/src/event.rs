@@ -1,4 +1,5 @@
-//! What the programs tell of single connections while debug logging is on: records of one size in a ring buffer.
+//! What the programs tell of single connections while debug logging is on: records of one size in a ring buffer. (Leaks are
+//! told always, by records of another size: `leak.rs`.)
 //!
 //! Of one size and without text: code that puts words together needs slices on the stack and writes at computed offsets,
 //! which the verifiers of 6.1 and 6.12 refuse to a process without CAP_PERFMON. User space makes the sentence.

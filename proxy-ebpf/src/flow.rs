@@ -90,6 +90,8 @@ pub struct Packet {
     pub flow: Flow,
     /// SYN without ACK: it opens a connection.
     pub opening: bool,
+    /// Its sequence number: a SYN that is sent again has the same, one of another connection does not (RFC 9293, 3.4.1).
+    pub sequence: u32,
 }
 
 /// Where a packet's TCP header is, and the addresses.
@@ -154,6 +156,7 @@ impl Transport {
                 u16::from_be_bytes([c, d]),
             ),
             opening: flags & (TCP_SYN | TCP_ACK) == TCP_SYN,
+            sequence: u32::from_be(words[1]),
         }
     }
 }

@@ -7,6 +7,7 @@
 
 mod event;
 mod flow;
+mod leak;
 mod words;
 
 pub use event::{
@@ -16,6 +17,10 @@ pub use event::{
 pub use flow::{
     Action, Facts, Flow, INTERFACE_NO_IPV6, INTERFACE_OWN_QDISC, Interface, Namespace, OwnFlow, Packet,
     Transport, classify,
+};
+pub use leak::{
+    Direct, Leak, LeakKey, LeakRecord, MAX_COUNTED, MAX_LEAKED, PASSED_COUNTED, PASSED_OWN, Passed, Reason,
+    WHO_CGROUP, WHO_NETNS,
 };
 
 /// How many destination ports can be taken.
@@ -436,11 +441,15 @@ counters! {
     TcRefusedNoMemory = "tc_refused_no_memory",
     /// Opening segments that were let go because the kernel had no memory to remember the flow and the policy is `open`.
     TcOpenNoMemory = "tc_open_no_memory",
+    /// Connections to an intake that did not go through us: [`Reason`] says why.
+    Leaked = "leaked",
 }
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Address, Event, Flow, HandoverKey, Interface, Namespace, Original, OwnFlow, Settings};
+    use super::{
+        Address, Event, Flow, HandoverKey, Interface, Leak, LeakKey, Namespace, Original, OwnFlow, Settings,
+    };
 
     // SAFETY: `repr(C)`, made of integers only, and without padding (the layout tests prove it), so that every bit
     // pattern is a value. Needed to hand the types to aya's maps.
@@ -461,6 +470,10 @@ mod user {
     unsafe impl aya::Pod for OwnFlow {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Event {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for LeakKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Leak {}
 }
 
 #[cfg(test)]

@@ -6,13 +6,18 @@
 //!
 //! Where that is not possible, its packets meet [`classifier`] on the host's side of a pod's interface, which marks those
 //! of new intake connections, so that a route leads them to us; there [`sk_lookup`] picks the listener.
+//!
+//! What goes to an intake without us, by either way, is counted by [`leaked`].
 #![no_std]
 #![no_main]
+// One instruction (`leaked`); whoever builds for this target has an unstable compiler's features anyway.
+#![feature(asm_experimental_arch)]
 
 mod classifier;
 mod connect;
 mod getpeername;
 mod getsockopt;
+mod leaked;
 mod maps;
 mod probe;
 mod report;

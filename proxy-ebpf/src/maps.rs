@@ -4,15 +4,16 @@ use core::ptr;
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    bindings::{BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::SkStorage,
     helpers::generated::{bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::{btf_map, map},
     maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap},
 };
 use proxy_ebpf::{
-    Address, Counter, Flow, HandoverKey, Interface, MAX_FLOWS, MAX_HANDOVER, MAX_NETWORKS, MAX_OWN_FLOWS,
-    MAX_PREFIXES, Namespace, Original, OwnFlow, SLOTS, Settings,
+    Address, Counter, Flow, HandoverKey, Interface, Leak, LeakKey, MAX_COUNTED, MAX_FLOWS, MAX_HANDOVER,
+    MAX_LEAKED, MAX_NETWORKS, MAX_OWN_FLOWS, MAX_PREFIXES, Namespace, Original, OwnFlow, Passed, SLOTS,
+    Settings,
 };
 
 use crate::stack;
@@ -28,15 +29,18 @@ pub static HAS_SOCKOPS_NETNS_COOKIE: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static PAGE_SIZE: Global<u32> = Global::new(4096);
 
+/// Of maps that user space alone writes: the kernel refuses a program that would (5.2).
+const READ_ONLY: u32 = BPF_F_NO_PREALLOC | BPF_F_RDONLY_PROG;
+
 /// One entry, key 0. A hash map and no array: an update replaces the entry as a whole.
 #[map]
-pub static SETTINGS: HashMap<u32, Settings> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+pub static SETTINGS: HashMap<u32, Settings> = HashMap::with_max_entries(1, READ_ONLY);
 /// IPv4 destinations that are taken.
 #[map]
-pub static PREFIX4: LpmTrie<u32, u32> = LpmTrie::with_max_entries(MAX_PREFIXES, BPF_F_NO_PREALLOC);
+pub static PREFIX4: LpmTrie<u32, u32> = LpmTrie::with_max_entries(MAX_PREFIXES, READ_ONLY);
 /// IPv6 destinations that are taken.
 #[map]
-pub static PREFIX6: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(MAX_PREFIXES, BPF_F_NO_PREALLOC);
+pub static PREFIX6: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(MAX_PREFIXES, READ_ONLY);
 /// Our listeners. A listener that closes leaves its slot by itself, so that "slot filled" is "we are alive": unlike a
 /// lookup by port it can never be another local process.
 #[map]
@@ -52,7 +56,7 @@ pub static ACCEPTED: SkStorage<Original> = SkStorage::new();
 pub static HANDOVER: LruHashMap<HandoverKey, Original> = LruHashMap::with_max_entries(MAX_HANDOVER, 0);
 /// The network namespaces that we serve, by cookie.
 #[map]
-pub static NAMESPACES: HashMap<u64, Namespace> = HashMap::with_max_entries(MAX_NETWORKS, BPF_F_NO_PREALLOC);
+pub static NAMESPACES: HashMap<u64, Namespace> = HashMap::with_max_entries(MAX_NETWORKS, READ_ONLY);
 /// The interfaces whose packets are classified, by index.
 #[map]
 pub static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(MAX_NETWORKS, BPF_F_NO_PREALLOC);
@@ -62,6 +66,18 @@ pub static FLOWS: LruHashMap<Flow, u32> = LruHashMap::with_max_entries(MAX_FLOWS
 /// Our own upstream connections, from their SYN until they are established or closed.
 #[map]
 pub static OWN_FLOWS: LruHashMap<OwnFlow, u32> = LruHashMap::with_max_entries(MAX_OWN_FLOWS, 0);
+/// Connections to an intake that did not go through us.
+#[map]
+pub static LEAKED: LruHashMap<LeakKey, Leak> = LruHashMap::with_max_entries(MAX_LEAKED, 0);
+/// The note of a connection that passed, in the client's socket.
+#[btf_map]
+pub static PASSED: SkStorage<Passed> = SkStorage::new();
+/// Sockets whose connection was counted in `LEAKED`, by cookie, with the reason: user space counts them no more.
+#[map]
+pub static COUNTED: LruHashMap<u64, u32> = LruHashMap::with_max_entries(MAX_COUNTED, 0);
+/// Flows that the classifier let go and counted in `LEAKED`, with the sequence number of their SYN.
+#[map]
+pub static LET_GO: LruHashMap<Flow, u32> = LruHashMap::with_max_entries(MAX_COUNTED, 0);
 /// Answers of the cookie probe: from a socket's cookie to its namespace's. Not pinned.
 #[map]
 pub static PROBED: HashMap<u64, u64> = HashMap::with_max_entries(16, BPF_F_NO_PREALLOC);
@@ -139,7 +155,7 @@ pub fn listener_port(slot: u32) -> Option<u16> {
 
 /// The value that a socket carries.
 #[inline(always)]
-pub fn load(storage: &'static SkStorage<Original>, socket: *mut bpf_sock) -> Option<Original> {
+pub fn load<T: Copy>(storage: &'static SkStorage<T>, socket: *mut bpf_sock) -> Option<T> {
     if socket.is_null() {
         return None;
     }
@@ -152,7 +168,7 @@ pub fn load(storage: &'static SkStorage<Original>, socket: *mut bpf_sock) -> Opt
             0,
         )
     }
-    .cast::<Original>();
+    .cast::<T>();
     if value.is_null() {
         return None;
     }
@@ -160,14 +176,26 @@ pub fn load(storage: &'static SkStorage<Original>, socket: *mut bpf_sock) -> Opt
     Some(unsafe { *value })
 }
 
-/// Writes the value that a socket carries; false when the kernel had no memory for it.
+/// Writes the original destination that a socket carries; false when the kernel had no memory for it.
 #[inline(always)]
 pub fn store(storage: &'static SkStorage<Original>, socket: *mut bpf_sock, original: &Original) -> bool {
+    put(storage, socket, stack::original(&mut stack::space(), original))
+}
+
+/// Leaves the note of a connection that passes.
+#[inline(always)]
+pub fn note(socket: *mut bpf_sock, passed: &Passed) {
+    // Without memory for it the connection is counted all the same, if it leaks: for its namespace.
+    let _ = put(&PASSED, socket, stack::passed(&mut stack::space(), passed));
+}
+
+/// Writes the value that a socket carries; false when the kernel had no memory for it. `initial` lies on the stack, in whole
+/// words.
+#[inline(always)]
+fn put<T: Copy>(storage: &'static SkStorage<T>, socket: *mut bpf_sock, initial: &T) -> bool {
     if socket.is_null() {
         return false;
     }
-    let mut space = stack::space();
-    let initial = stack::original(&mut space, original);
     // SAFETY: as in `load`; the initial value is live for the call.
     let value = unsafe {
         bpf_sk_storage_get(
@@ -177,19 +205,19 @@ pub fn store(storage: &'static SkStorage<Original>, socket: *mut bpf_sock, origi
             BPF_SK_STORAGE_GET_F_CREATE.into(),
         )
     }
-    .cast::<Original>();
+    .cast::<T>();
     if value.is_null() {
         return false;
     }
     // The helper does not overwrite a value that is already there.
     // SAFETY: as in `load`; only the thread that holds this socket in connect() or its handshake writes.
-    unsafe { *value = *original };
+    unsafe { *value = *initial };
     true
 }
 
 /// Removes what a socket carries.
 #[inline(always)]
-pub fn forget(storage: &'static SkStorage<Original>, socket: *mut bpf_sock) {
+pub fn forget<T: Copy>(storage: &'static SkStorage<T>, socket: *mut bpf_sock) {
     if !socket.is_null() {
         // SAFETY: as in `load`. That there was nothing is no error.
         unsafe { bpf_sk_storage_delete(ptr::from_ref(storage).cast_mut().cast(), socket.cast()) };

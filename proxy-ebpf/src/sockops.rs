@@ -4,6 +4,8 @@
 //! socket becomes ESTABLISHED, before `accept()` can return. The entry lives for that moment only: ports are recycled,
 //! and a stale entry would be somebody else's destination.
 //!
+//! A connection that no connect hook of ours took is asked where it really goes: to an intake, and it is a leak.
+//!
 //! In the proxy's cgroup it also tells the classifier which connections are our own, when they are made inside a pod.
 
 use aya_ebpf::{
@@ -12,14 +14,19 @@ use aya_ebpf::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
         BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
     },
-    helpers::generated::bpf_get_netns_cookie,
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie},
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use proxy_ebpf::{Address, Counter, EVENT_ACCEPTED_ELSE, Event, Flow, HandoverKey, OwnFlow};
+use proxy_ebpf::{
+    Address, Counter, Direct, EVENT_ACCEPTED_ELSE, Event, Flow, HandoverKey, LeakKey, OwnFlow,
+    PASSED_COUNTED, PASSED_OWN, Passed, Reason, WHO_CGROUP, WHO_NETNS,
+};
 
+use crate::leaked::leaked;
 use crate::maps::{
-    ACCEPTED, CLIENT, HANDOVER, HAS_SOCKOPS_NETNS_COOKIE, OWN_FLOWS, count, load, settings, store,
+    ACCEPTED, CLIENT, COUNTED, HANDOVER, HAS_SOCKOPS_NETNS_COOKIE, OWN_FLOWS, PASSED, count, load, note,
+    selected, settings, store,
 };
 use crate::report::report;
 use crate::stack;
@@ -87,14 +94,14 @@ fn own_flow(ctx: &SockOpsContext) -> OwnFlow {
 /// The client's side.
 #[inline(always)]
 fn publish(ctx: &SockOpsContext) {
-    let Some(original) = load(&CLIENT, socket(ctx)) else {
-        return;
-    };
     let (client, peer) = addresses(ctx);
     // The note may be of an earlier connection of this socket.
-    if !original.is_rewritten_to(&peer, remote_port(ctx)) {
+    let rewritten =
+        load(&CLIENT, socket(ctx)).filter(|original| original.is_rewritten_to(&peer, remote_port(ctx)));
+    let Some(original) = rewritten else {
+        direct(ctx, &peer);
         return;
-    }
+    };
     let key = HandoverKey::new(netns_cookie(ctx), client, local_port(ctx), original.listener_port);
     let (mut key_space, mut space) = (stack::space(), stack::space());
     let key = stack::handover(&mut key_space, &key);
@@ -102,6 +109,74 @@ fn publish(ctx: &SockOpsContext) {
     if HANDOVER.insert(key, value, 0).is_ok() {
         count(Counter::Published);
     }
+}
+
+/// A connection that was not rewritten is about to send its SYN. Here its address is final, whoever changed it: when it is
+/// an intake's, somebody goes around us.
+#[inline(always)]
+fn direct(ctx: &SockOpsContext, peer: &Address) {
+    let port = remote_port(ctx);
+    let Some(settings) = settings() else {
+        return;
+    };
+    if !settings.enabled() || !settings.selects_port(port) || !selected(peer) {
+        return;
+    }
+    let passed = load(&PASSED, socket(ctx));
+    let (key, process) = match passed {
+        Some(Passed {
+            state: PASSED_OWN | PASSED_COUNTED,
+            ..
+        }) => return,
+        Some(passed) => (
+            LeakKey {
+                who: passed.cgroup,
+                reason: passed.state,
+                kind: WHO_CGROUP,
+            },
+            passed.process,
+        ),
+        // No note: there was no memory for one, or it asked for a loopback address, which is not worth one. The first is
+        // refused where the policy is `closed`. This program may not ask for the cgroup.
+        None => {
+            let reason = if settings.closed() {
+                Reason::Around
+            } else {
+                Reason::NoMemory
+            };
+            let key = LeakKey {
+                who: netns_cookie(ctx),
+                reason: reason as u32,
+                kind: WHO_NETNS,
+            };
+            (key, 0)
+        }
+    };
+    leaked(
+        &key,
+        &Direct {
+            destination: *peer,
+            port,
+            reserved: 0,
+            process,
+        },
+    );
+    if let Some(passed) = passed {
+        // Another copy of this program, during an upgrade, sees that it was counted.
+        note(
+            socket(ctx),
+            &Passed {
+                state: PASSED_COUNTED,
+                ..passed
+            },
+        );
+    }
+    // SAFETY: a plain helper call on the context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let mut space = stack::space();
+    let reason = stack::number(&mut space, key.reason);
+    // Without an entry, the search for connections that were open before counts it once more.
+    let _ = COUNTED.insert(stack::long(&mut stack::space(), cookie), reason, 0);
 }
 
 /// The accepted socket's side.

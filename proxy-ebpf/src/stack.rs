@@ -6,7 +6,7 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::maps::lpm_trie::Key;
-use proxy_ebpf::{Address, Flow, HandoverKey, Original, OwnFlow};
+use proxy_ebpf::{Address, Flow, HandoverKey, Leak, LeakKey, Original, OwnFlow, Passed};
 
 /// Room for `N` words.
 pub type Space<const N: usize> = MaybeUninit<[u64; N]>;
@@ -59,6 +59,31 @@ pub fn handover<'a>(space: &'a mut Space<4>, key: &HandoverKey) -> &'a HandoverK
 pub fn original<'a>(space: &'a mut Space<3>, original: &Original) -> &'a Original {
     // SAFETY: its own words.
     unsafe { write(space, original.words()) }
+}
+
+#[inline(always)]
+pub fn leak_key<'a>(space: &'a mut Space<2>, key: &LeakKey) -> &'a LeakKey {
+    // SAFETY: its own words.
+    unsafe { write(space, key.words()) }
+}
+
+#[inline(always)]
+pub fn leak<'a>(space: &'a mut Space<4>, leak: &Leak) -> &'a Leak {
+    // SAFETY: its own words.
+    unsafe { write(space, leak.words()) }
+}
+
+#[inline(always)]
+pub fn passed<'a>(space: &'a mut Space<2>, passed: &Passed) -> &'a Passed {
+    // SAFETY: its own words.
+    unsafe { write(space, passed.words()) }
+}
+
+/// A key of 64 bits.
+#[inline(always)]
+pub fn long(space: &mut Space<1>, number: u64) -> &u64 {
+    // SAFETY: the word itself.
+    unsafe { write(space, [number]) }
 }
 
 /// The key that asks a prefix map for one IPv4 address, a word in network order.

@@ -13,6 +13,7 @@ use super::*;
 
 mod event;
 mod flow;
+mod leak;
 mod words;
 
 fn v4(text: &str) -> Address {
@@ -96,6 +97,14 @@ fn layouts() {
 
     assert_eq!((size_of::<OwnFlow>(), align_of::<OwnFlow>()), (48, 8));
     assert_eq!(offset_of!(OwnFlow, flow), 8);
+
+    assert_eq!((size_of::<LeakKey>(), align_of::<LeakKey>()), (16, 8));
+    assert_eq!((offset_of!(LeakKey, reason), offset_of!(LeakKey, kind)), (8, 12));
+    assert_eq!((size_of::<Direct>(), align_of::<Direct>()), (24, 4));
+    assert_eq!((offset_of!(Direct, port), offset_of!(Direct, process)), (16, 20));
+    assert_eq!((size_of::<Leak>(), offset_of!(Leak, last)), (32, 8));
+    assert_eq!((size_of::<Passed>(), align_of::<Passed>()), (16, 8));
+    assert_eq!((offset_of!(Passed, process), offset_of!(Passed, state)), (8, 12));
 }
 
 #[test]

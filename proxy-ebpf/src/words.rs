@@ -4,7 +4,9 @@
 //! word was set to, and then refuses to see another part of it set ("attempt to corrupt spilled pointer on stack": 6.1,
 //! with the stable fix that counts narrow scalars as spilled). One word a store works on every kernel.
 
-use crate::{Address, Event, Flow, HandoverKey, Original, OwnFlow};
+use crate::{
+    Address, Direct, Event, Flow, HandoverKey, Leak, LeakKey, LeakRecord, Original, OwnFlow, Passed,
+};
 
 /// Two halves in the order of their bytes on a little-endian machine: the only kind that the programs are built for.
 #[inline(always)]
@@ -75,6 +77,51 @@ impl OwnFlow {
     pub const fn words(&self) -> [u64; 6] {
         let [a, b, c, d, e] = self.flow.words();
         [self.netns_cookie, a, b, c, d, e]
+    }
+}
+
+impl LeakKey {
+    /// Its words.
+    #[inline(always)]
+    pub const fn words(&self) -> [u64; 2] {
+        [self.who, pair(self.reason, self.kind)]
+    }
+}
+
+impl Direct {
+    /// Its words.
+    #[inline(always)]
+    pub const fn words(&self) -> [u64; 3] {
+        let [a, b] = self.destination.pairs();
+        [a, b, pair(ports(self.port, self.reserved), self.process)]
+    }
+}
+
+impl Leak {
+    /// Its words.
+    #[inline(always)]
+    pub const fn words(&self) -> [u64; 4] {
+        let [a, b, c] = self.last.words();
+        [self.count, a, b, c]
+    }
+}
+
+impl LeakRecord {
+    /// Its words. Another number than an [`Event`] has: by its length a reader tells the two.
+    #[inline(always)]
+    pub const fn words(&self) -> [u64; 5] {
+        const { assert!(size_of::<LeakRecord>() == 5 * size_of::<u64>()) };
+        let [who, why] = self.key.words();
+        let [a, b, c] = self.direct.words();
+        [who, why, a, b, c]
+    }
+}
+
+impl Passed {
+    /// Its words.
+    #[inline(always)]
+    pub const fn words(&self) -> [u64; 2] {
+        [self.cgroup, pair(self.process, self.state)]
     }
 }
 

@@ -165,6 +165,8 @@ pub struct Intercept {
     pub https_below_policy: BelowPolicy,
     /// What a selected connection does when nobody listens here.
     pub on_failure: OnFailure,
+    /// Reset connections of Agents to intakes that were open before we could take them.
+    pub reset_existing: bool,
     /// Datapath `tc`: more interfaces than the Agent pods' own, by name or by prefix.
     pub interfaces: Vec<InterfacePattern>,
     /// Datapath `tc`: priority of our classifier where it is a classic filter; never 0.

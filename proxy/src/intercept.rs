@@ -10,12 +10,14 @@ mod attach;
 mod choose;
 mod error;
 mod exclusive;
+mod existing;
 mod firewall;
 mod follow;
 mod forecast;
 mod host;
 mod host_checks;
 mod kernel_log;
+mod leaks;
 mod load;
 mod memlock;
 mod netns;
@@ -47,10 +49,12 @@ use proxy_ebpf::{FLAG_CLOSED, FLAG_ENABLED, MAX_PORTS, Settings};
 pub use agents::{Agent, AgentWatcher, CgroupGlob, Discovery, PodRef, Selector};
 pub use choose::{Choice, Facts, Taken, choose};
 pub use error::{ErrorKind, InterceptError};
+pub use existing::reset_check;
 pub use follow::Changes;
 pub use forecast::{Forecast, forecast};
 pub use host::{Cgroup2, OWN_BPFFS, PinDirectory};
 pub use kernel_log::KernelLog;
+pub use leaks::LeakStatus;
 pub use load::Features;
 // The kernel side by itself, without the policy of `Interceptor`: for the suite that tests the programs.
 #[doc(hidden)]
@@ -65,6 +69,9 @@ pub use ways::Way;
 use crate::config::{self, PodsApi};
 use crate::self_test;
 use attach::OwnLinks;
+use existing::Audit;
+use leaks::Leaks;
+use leaks::names::Kin;
 use networks::{Key, Networks};
 use plan::Obstacle;
 use policy::Destinations;
@@ -110,6 +117,8 @@ pub struct Interceptor {
     own_path: PathBuf,
     /// The namespace that we live in ourselves.
     home: NamespaceId,
+    /// Its cookie, once listeners are there.
+    home_cookie: Option<u64>,
     discovery: Discovery,
     networks: Networks,
     /// Made when the first classifier is wanted.
@@ -148,6 +157,10 @@ pub struct Interceptor {
     agents: BTreeMap<Selector, AgentStatus>,
     /// Where connections of our own come from, once somebody makes them.
     probe: Option<ProbeCgroup>,
+    /// The same, as far as leaks are concerned.
+    kin: Vec<Kin>,
+    leaks: Leaks,
+    audit: Audit,
 }
 
 impl Interceptor {
@@ -171,7 +184,8 @@ impl Interceptor {
             .map_err(InterceptError::file("open", "/proc/thread-self/ns/net"))?
             .id();
         let pins = PinDirectory::prepare()?;
-        let loaded = load::load(&pins)?;
+        let leaks = Leaks::default();
+        let loaded = load::load(&pins, leaks.teller())?;
         let settings = match loaded.settings.get(&0, 0) {
             Ok(settings) => settings,
             Err(MapError::KeyNotFound) => Settings::OFF,
@@ -186,6 +200,7 @@ impl Interceptor {
             own_id: own.id(),
             own_path: own.path().to_owned(),
             home,
+            home_cookie: None,
             discovery,
             networks: Networks::new(threads)?,
             tc: None,
@@ -208,6 +223,9 @@ impl Interceptor {
             resources: Resources::default(),
             agents: BTreeMap::new(),
             probe: None,
+            kin: Vec::new(),
+            leaks,
+            audit: Audit::default(),
         };
         this.attach_own()?;
         this.settings.remember_own(own.id());
@@ -229,6 +247,7 @@ impl Interceptor {
             let own = self.cgroups.directory(&self.own_path);
             let cookie = self.loaded.netns_cookie(&own, socket)?;
             self.loaded.put_namespace(cookie, HOST_NETWORK)?;
+            self.home_cookie = Some(cookie);
         }
         Ok(())
     }
@@ -252,6 +271,7 @@ impl Interceptor {
         self.config = config.clone();
         self.refused.clear();
         self.closed.clear();
+        self.audit.wanted();
         Ok(self.sync())
     }
 
@@ -348,7 +368,8 @@ impl Interceptor {
         self.networks.socket(network, ipv6)
     }
 
-    /// The programs' own log lines; `None` unless debug logging was on at [`Interceptor::load`], or when taken before.
+    /// What the programs tell: of each leak, and with debug logging at [`Interceptor::load`] of every connection. `None` when
+    /// taken before, or when the ring cannot be read.
     pub fn take_kernel_log(&mut self) -> Option<KernelLog> {
         self.loaded.log.take()
     }
@@ -420,6 +441,10 @@ impl Interceptor {
 
     fn write_destinations(&mut self) -> Result<(), InterceptError> {
         let change = self.destinations.change(&self.present);
+        if !change.add.is_empty() {
+            // Somebody may be there already.
+            self.audit.wanted();
+        }
         prefixes::apply(&mut self.loaded, &mut self.present, change)
     }
 }

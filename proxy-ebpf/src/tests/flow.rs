@@ -73,10 +73,23 @@ fn ipv6(next: u8) -> [u32; 10] {
     words(&bytes)
 }
 
+/// The sequence number of every segment here.
+const SEQUENCE: u32 = 0x0102_0304;
+
+/// A packet of this flow.
+fn packet_of(flow: Flow, opening: bool) -> Packet {
+    Packet {
+        flow,
+        opening,
+        sequence: SEQUENCE,
+    }
+}
+
 fn tcp(flags: u8) -> [u32; 4] {
     let mut bytes = [0xff_u8; 16];
     bytes[..2].copy_from_slice(&40_000_u16.to_be_bytes());
     bytes[2..4].copy_from_slice(&443_u16.to_be_bytes());
+    bytes[4..8].copy_from_slice(&SEQUENCE.to_be_bytes());
     bytes[13] = flags;
     words(&bytes)
 }
@@ -95,7 +108,7 @@ fn headers_are_read() {
     let packet = transport.segment(&tcp(0xc2));
     let flow = Flow::new(v4("192.0.2.1"), 40_000, v4("203.0.113.9"), 443);
     // The two highest bits are those of congestion notification, which a SYN may carry.
-    assert_eq!(packet, Packet { flow, opening: true });
+    assert_eq!(packet, packet_of(flow, true));
 
     let options = Transport::of_v4(&ipv4(15, 0, 6)).unwrap();
     assert_eq!(options.offset, 60, "options are skipped");
@@ -107,7 +120,7 @@ fn headers_are_read() {
     let transport = Transport::of_v6(&ipv6(6)).unwrap();
     let packet = transport.segment(&tcp(0x02));
     let flow = Flow::new(v6("2001:db8:1::1"), 40_000, v6("2001:db8::9"), 443);
-    assert_eq!((transport.offset, packet), (40, Packet { flow, opening: true }));
+    assert_eq!((transport.offset, packet), (40, packet_of(flow, true)));
 }
 
 #[test]
@@ -138,7 +151,7 @@ fn only_a_syn_without_ack_opens() {
 #[test]
 fn questions_are_asked_in_the_order_of_their_cost() {
     let flow = Flow::new(v4("192.0.2.1"), 40_000, v4("203.0.113.9"), 443);
-    let opening = Packet { flow, opening: true };
+    let opening = packet_of(flow, true);
     let rules = settings(&[443]);
 
     let known = Known {
@@ -151,7 +164,7 @@ fn questions_are_asked_in_the_order_of_their_cost() {
 
     let known = Known::default();
     assert_eq!(classify(&settings(&[80]), &opening, &known), Action::Forget);
-    let following = Packet { flow, opening: false };
+    let following = packet_of(flow, false);
     assert_eq!(classify(&settings(&[80]), &following, &known), Action::Pass);
     assert!(known.asked.borrow().is_empty(), "other ports cost no look-up");
 
@@ -222,7 +235,7 @@ proptest! {
         let destination = if is_v4 { v4("203.0.113.9") } else { v6("2001:db8::9") };
         let flow = Flow::new(v4("192.0.2.1"), 40_000, destination, 443);
         let known = Known { selected, taken, own, astray, listener, ..Known::default() };
-        let action = classify(&rules, &Packet { flow, opening }, &known);
+        let action = classify(&rules, &packet_of(flow, opening), &known);
 
         // Where it goes.
         let wanted = enabled && port && selected && !own;

@@ -56,6 +56,27 @@ proptest! {
             fields(&[&32_u32.to_ne_bytes(), &what.to_ne_bytes()])
         );
         prop_assert_eq!(bytes(a.prefix6(), 20), fields(&[&128_u32.to_ne_bytes(), &address(&a)]));
+        let leak_key = LeakKey { who: cookie, reason: what, kind: detail };
+        let key_bytes = fields(&[&cookie.to_ne_bytes(), &what.to_ne_bytes(), &detail.to_ne_bytes()]);
+        prop_assert_eq!(bytes(leak_key.words(), size_of::<LeakKey>()), key_bytes.clone());
+        let direct = Direct { destination: a, port: first, reserved: second, process: detail };
+        let direct_bytes = fields(&[&address(&a), &port(first), &port(second), &detail.to_ne_bytes()]);
+        prop_assert_eq!(bytes(direct.words(), size_of::<Direct>()), direct_bytes.clone());
+        prop_assert_eq!(
+            bytes(Leak { count: cookie, last: direct }.words(), size_of::<Leak>()),
+            fields(&[&cookie.to_ne_bytes(), &direct_bytes])
+        );
+        let record = LeakRecord { key: leak_key, direct };
+        let record_bytes = bytes(record.words(), size_of::<LeakRecord>());
+        prop_assert_eq!(&record_bytes, &fields(&[&key_bytes, &direct_bytes]));
+        prop_assert_eq!(LeakRecord::from_bytes(&record_bytes), Some(record));
+        // One length is one type, for whoever reads the ring.
+        prop_assert_eq!(LeakRecord::from_bytes(&record_bytes[4..]), None);
+        prop_assert_eq!(Event::from_bytes(&record_bytes), None);
+        prop_assert_eq!(
+            bytes(Passed { cgroup: cookie, process: what, state: detail }.words(), size_of::<Passed>()),
+            key_bytes
+        );
         let event = Event {
             source: a,
             destination: b,

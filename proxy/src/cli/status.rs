@@ -445,6 +445,9 @@ fn print_interception(interception: &InterceptionStatus) {
         for interface in &kernel.interfaces {
             say!("  interface      {interface}");
         }
+        for leak in &kernel.leaked {
+            say!("  LEAKED         {leak}");
+        }
         let held = &kernel.resources;
         say!(
             "  held           {} networks, {} open namespaces, {} hooked cgroups, {} interfaces, {} flows, {} \

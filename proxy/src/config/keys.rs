@@ -164,6 +164,7 @@ impl Default for Config {
                 https_passthrough_names: Vec::new(),
                 https_below_policy: BelowPolicy::Refuse,
                 on_failure: OnFailure::Closed,
+                reset_existing: false,
                 interfaces: Vec::new(),
                 classifier_priority: 10,
                 classifier_attach: ClassifierAttach::Auto,

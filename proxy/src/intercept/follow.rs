@@ -119,6 +119,10 @@ impl Interceptor {
         changes.note(tc);
         self.forget_stale(changes);
         self.note(plan.agents, changes);
+        self.note_kin(found);
+        if !changes.taken.is_empty() {
+            self.audit.wanted();
+        }
     }
 
     /// What an earlier process left stays until we know of every Agent: until then nobody can say that it is not wanted.
@@ -395,6 +399,7 @@ impl Interceptor {
         self.refused.clear();
         self.closed.clear();
         self.unserved.clear();
+        self.kin.clear();
         changes.gone = std::mem::take(&mut self.agents).into_values().collect();
     }
 

@@ -20,7 +20,7 @@ pub const OWN_BPFFS: &str = "/run/agent-fips-proxy/bpf";
 /// Our directory in bpffs.
 const PINS: &str = "agent-fips-proxy";
 /// Below it, the version of the maps' layout: another layout is another directory.
-const LAYOUT: u32 = 3;
+const LAYOUT: u32 = 4;
 
 /// The cgroup2 hierarchy.
 #[derive(Clone, Debug)]

@@ -1,15 +1,18 @@
-//! Brings the programs' records to `tracing`, target `agent_fips_proxy::intercept::kernel`, level debug.
+//! Brings the programs' records to `tracing`: of every leak, and of every other connection with the target
+//! `agent_fips_proxy::intercept::kernel`, level debug.
 //!
-//! The programs are loaded with reporting compiled out (a frozen global) unless that target is enabled at the time of
-//! loading: then it costs nothing. The sentences are made here, from records of one size: `proxy-ebpf/src/event.rs`.
+//! The programs are loaded with reporting of the latter compiled out (a frozen global) unless that target is enabled at the
+//! time of loading: then it costs nothing. The sentences are made here, from records of two sizes:
+//! `proxy-ebpf/src/event.rs` and `leak.rs`.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
-use proxy_ebpf::Event;
+use proxy_ebpf::{Event, LeakRecord};
 
+use super::leaks::Teller;
 use super::sys::{self, OwnsDescriptor};
 
 /// The programs' target: `log.level: info,agent_fips_proxy::intercept::kernel=debug` shows every decision.
@@ -25,20 +28,27 @@ pub(super) fn wanted() -> u8 {
 }
 
 /// The programs' log. Nothing is shown until it is drained.
-pub struct KernelLog(RingBuf<MapData>);
+pub struct KernelLog {
+    ring: RingBuf<MapData>,
+    teller: Teller,
+}
 
 impl KernelLog {
     /// `None` when the ring cannot be mapped: that is worth a line, not a failure.
-    pub(super) fn new(ebpf: &mut Ebpf) -> Option<Self> {
+    pub(super) fn new(ebpf: &mut Ebpf, teller: Teller) -> Option<Self> {
         RingBuf::try_from(ebpf.take_map("EVENTS")?)
             .inspect_err(|error| tracing::warn!(%error, "the eBPF programs' log is not available"))
             .ok()
-            .map(Self)
+            .map(|ring| Self { ring, teller })
     }
 
     /// Hands over what is there.
     pub fn drain(&mut self) {
-        while let Some(record) = self.0.next() {
+        while let Some(record) = self.ring.next() {
+            if let Some(leak) = LeakRecord::from_bytes(&record) {
+                self.teller.tell(&leak);
+                continue;
+            }
             // One static target: the modules of the programs mean nothing to an operator.
             match Event::from_bytes(&record) {
                 Some(event) => tracing::debug!(target: target!(), "{event}"),
@@ -65,7 +75,7 @@ impl KernelLog {
 
 impl AsFd for KernelLog {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.ring.as_fd()
     }
 }
 

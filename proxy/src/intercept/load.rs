@@ -10,14 +10,15 @@ use aya::programs::{Program, ProgramError, ProgramType};
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use proxy_ebpf::{
-    Counter, Flow, HandoverKey, Interface, MAX_FLOWS, MAX_HANDOVER, MAX_NETWORKS, MAX_OWN_FLOWS,
-    MAX_PREFIXES, Namespace, Original, OwnFlow, SLOTS, Settings,
+    Counter, Flow, HandoverKey, Interface, Leak, LeakKey, MAX_COUNTED, MAX_FLOWS, MAX_HANDOVER, MAX_LEAKED,
+    MAX_NETWORKS, MAX_OWN_FLOWS, MAX_PREFIXES, Namespace, Original, OwnFlow, Passed, SLOTS, Settings,
 };
 use serde::{Deserialize, Serialize};
 
 use super::error::InterceptError;
 use super::host::PinDirectory;
 use super::kernel_log::{self, KernelLog};
+use super::leaks::Teller;
 use super::memlock;
 
 /// The object that `build.rs` compiled.
@@ -76,6 +77,9 @@ pub struct Loaded {
     pub(super) interfaces: HashMap<MapData, u32, Interface>,
     pub(super) flows: HashMap<MapData, Flow, u32>,
     pub(super) own_flows: HashMap<MapData, OwnFlow, u32>,
+    pub(super) leaked: HashMap<MapData, LeakKey, Leak>,
+    pub(super) counted: HashMap<MapData, u64, u32>,
+    pub(super) let_go: HashMap<MapData, Flow, u32>,
     pub(super) probed: HashMap<MapData, u64, u64>,
     pub(super) features: Features,
     pub(super) log: Option<KernelLog>,
@@ -89,7 +93,7 @@ impl Loaded {
     /// # Errors
     /// A missing capability, a kernel that refuses a program, or a bpffs that cannot be written.
     pub fn open(pins: &PinDirectory) -> Result<Self, InterceptError> {
-        load(pins)
+        load(pins, Teller::default())
     }
 
     /// Pins every map again.
@@ -112,9 +116,23 @@ struct Layout {
     key: usize,
     value: usize,
     entries: u32,
+    flags: u32,
 }
 
-const LAYOUTS: [Layout; 12] = {
+impl Layout {
+    /// With these flags.
+    const fn flags(mut self, flags: u32) -> Self {
+        self.flags = flags;
+        self
+    }
+}
+
+/// `BPF_F_NO_PREALLOC` (linux/bpf.h): an entry is freed after a grace period, and never used again before.
+const GROWS: u32 = 1;
+/// `BPF_F_NO_PREALLOC | BPF_F_RDONLY_PROG` (5.2): programs may only read.
+const READ_ONLY: u32 = 1 | 1 << 7;
+
+const LAYOUTS: [Layout; 16] = {
     const fn layout(name: &'static str, kind: MapType, key: usize, value: usize, entries: u32) -> Layout {
         Layout {
             name,
@@ -122,15 +140,17 @@ const LAYOUTS: [Layout; 12] = {
             key,
             value,
             entries,
+            flags: 0,
         }
     }
     [
-        layout("SETTINGS", MapType::Hash, 4, size_of::<Settings>(), 1),
-        layout("PREFIX4", MapType::LpmTrie, 8, 4, MAX_PREFIXES),
-        layout("PREFIX6", MapType::LpmTrie, 20, 4, MAX_PREFIXES),
+        layout("SETTINGS", MapType::Hash, 4, size_of::<Settings>(), 1).flags(READ_ONLY),
+        layout("PREFIX4", MapType::LpmTrie, 8, 4, MAX_PREFIXES).flags(READ_ONLY),
+        layout("PREFIX6", MapType::LpmTrie, 20, 4, MAX_PREFIXES).flags(READ_ONLY),
         layout("LISTENERS", MapType::SockMap, 4, 4, SLOTS),
-        layout("CLIENT", MapType::SkStorage, 4, size_of::<Original>(), 0),
-        layout("ACCEPTED", MapType::SkStorage, 4, size_of::<Original>(), 0),
+        layout("CLIENT", MapType::SkStorage, 4, size_of::<Original>(), 0).flags(GROWS),
+        layout("ACCEPTED", MapType::SkStorage, 4, size_of::<Original>(), 0).flags(GROWS),
+        layout("PASSED", MapType::SkStorage, 4, size_of::<Passed>(), 0).flags(GROWS),
         layout(
             "HANDOVER",
             MapType::LruHash,
@@ -144,14 +164,16 @@ const LAYOUTS: [Layout; 12] = {
             8,
             size_of::<Namespace>(),
             MAX_NETWORKS,
-        ),
+        )
+        .flags(READ_ONLY),
         layout(
             "INTERFACES",
             MapType::Hash,
             4,
             size_of::<Interface>(),
             MAX_NETWORKS,
-        ),
+        )
+        .flags(GROWS),
         layout("FLOWS", MapType::LruHash, size_of::<Flow>(), 4, MAX_FLOWS),
         layout(
             "OWN_FLOWS",
@@ -160,6 +182,15 @@ const LAYOUTS: [Layout; 12] = {
             4,
             MAX_OWN_FLOWS,
         ),
+        layout(
+            "LEAKED",
+            MapType::LruHash,
+            size_of::<LeakKey>(),
+            size_of::<Leak>(),
+            MAX_LEAKED,
+        ),
+        layout("COUNTED", MapType::LruHash, 8, 4, MAX_COUNTED),
+        layout("LET_GO", MapType::LruHash, size_of::<Flow>(), 4, MAX_COUNTED),
         layout("COUNTERS", MapType::PerCpuArray, 4, 8, counter_count()),
     ]
 };
@@ -172,8 +203,8 @@ const fn counter_count() -> u32 {
     Counter::ALL.len() as u32
 }
 
-/// Loads every program, with its maps pinned below `pins`.
-pub(super) fn load(pins: &PinDirectory) -> Result<Loaded, InterceptError> {
+/// Loads every program, with its maps pinned below `pins`. `teller` names those whose leaks the programs tell.
+pub(super) fn load(pins: &PinDirectory, teller: Teller) -> Result<Loaded, InterceptError> {
     if OBJECT.is_empty() {
         return Err(InterceptError::EmptyObject);
     }
@@ -209,7 +240,7 @@ pub(super) fn load(pins: &PinDirectory) -> Result<Loaded, InterceptError> {
                 .map_err(InterceptError::map("open the pin of", layout.name))
         })
         .collect::<Result<_, _>>()?;
-    let log = (wanted > 0).then(|| KernelLog::new(&mut ebpf)).flatten();
+    let log = KernelLog::new(&mut ebpf, teller);
     Ok(Loaded {
         settings: take(&mut ebpf, "SETTINGS")?,
         prefix4: take(&mut ebpf, "PREFIX4")?,
@@ -220,6 +251,9 @@ pub(super) fn load(pins: &PinDirectory) -> Result<Loaded, InterceptError> {
         interfaces: take(&mut ebpf, "INTERFACES")?,
         flows: take(&mut ebpf, "FLOWS")?,
         own_flows: take(&mut ebpf, "OWN_FLOWS")?,
+        leaked: take(&mut ebpf, "LEAKED")?,
+        counted: take(&mut ebpf, "COUNTED")?,
+        let_go: take(&mut ebpf, "LET_GO")?,
         probed: take(&mut ebpf, "PROBED")?,
         ebpf,
         features,
@@ -294,8 +328,15 @@ fn incompatible(directory: &Path, layout: &Layout) -> Option<String> {
         info.key_size() as usize,
         info.value_size() as usize,
         info.max_entries(),
+        info.map_flags(),
     );
-    let expected = (Some(layout.kind), layout.key, layout.value, layout.entries);
+    let expected = (
+        Some(layout.kind),
+        layout.key,
+        layout.value,
+        layout.entries,
+        layout.flags,
+    );
     (found != expected).then(|| format!("{} is {found:?}, expected {expected:?}", layout.name))
 }
 

@@ -112,6 +112,26 @@ impl Networks {
             .collect()
     }
 
+    /// The namespaces that are served and their cookies; `None` for what is behind `intercept.interfaces`.
+    pub(super) fn cookies(&self) -> Vec<(Option<NamespaceId>, u64)> {
+        self.served
+            .iter()
+            .map(|(key, network)| match key {
+                Key::Namespace(id, _) => (Some(*id), network.cookie),
+                Key::Interfaces => (None, network.cookie),
+            })
+            .collect()
+    }
+
+    /// The cookie of a namespace that is served.
+    pub(super) fn cookie_of(&self, namespace: NamespaceId) -> Option<u64> {
+        let cookies = self.cookies().into_iter();
+        cookies
+            .filter(|(id, _)| *id == Some(namespace))
+            .map(|(_, cookie)| cookie)
+            .next()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.served.len()
     }

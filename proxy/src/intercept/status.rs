@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::agents::Selector;
 use super::choose::Taken;
+use super::leaks::LeakStatus;
 use super::load::{self, Features};
 use super::tc::{InterfaceState, InterfaceStatus, Tc};
 use super::{Interceptor, attach};
@@ -29,6 +30,9 @@ pub struct InterceptStatus {
     pub networks: Vec<ServedNetwork>,
     /// Entries of the prefix maps, without those of our own self-tests.
     pub destinations: usize,
+    /// Intake connections of Agents that did not pass through us.
+    #[serde(default)]
+    pub leaked: Vec<LeakStatus>,
     /// The programs' counters since their maps were made, by name.
     pub counters: BTreeMap<String, u64>,
     /// What is held open or left in the kernel, so that a leak shows.
@@ -133,6 +137,7 @@ impl Interceptor {
             trouble: self.trouble.iter().cloned().chain(routing).collect(),
             networks: self.networks.status(),
             destinations: self.present.iter().filter(|net| !is_own(net)).count(),
+            leaked: self.leaks.status(),
             counters: self.counters(),
             resources: self.resources,
             features: self.loaded.features,
@@ -172,7 +177,7 @@ impl Interceptor {
             .sum()
     }
 
-    fn counter(&self, counter: Counter) -> Option<u64> {
+    pub(super) fn counter(&self, counter: Counter) -> Option<u64> {
         let values = self.loaded.counters.get(&(counter as u32), 0).ok()?;
         Some(values.iter().sum())
     }

@@ -92,6 +92,12 @@ fn write(page: &mut String, facts: &Facts) -> std::fmt::Result {
                 write!(page, "<tr><td>{}</td></tr>", Html(interface))?;
             }
         }
+        if !kernel.leaked.is_empty() {
+            page.push_str("</table></div><h2>Leaked</h2><div class=\"wide\"><table>");
+            for leak in &kernel.leaked {
+                write!(page, "<tr><td class=\"bad\">{}</td></tr>", Html(leak))?;
+            }
+        }
         page.push_str("</table></div><h2>Kernel events</h2><div class=\"wide\"><table><tr><th>event</th><th class=\"n\">count</th></tr>");
         for (event, n) in &kernel.counters {
             write!(page, "<tr><td>{}</td><td class=\"n\">{n}</td></tr>", Html(event))?;

@@ -309,6 +309,13 @@ impl Interception {
             .map_or_else(|| Ok(Vec::new()), Interceptor::ways)
     }
 
+    /// Takes note of intake connections that did not pass through us, and raises the alarm. For every second.
+    pub fn account(&mut self) {
+        if let Some(kernel) = &mut self.kernel {
+            kernel.account();
+        }
+    }
+
     /// Counts what is held, for the next status; flows, which are many, only when `flows` says so.
     pub fn count(&mut self, flows: bool) {
         if let Some(kernel) = &mut self.kernel {

@@ -221,6 +221,7 @@ impl Master {
     ) {
         match request {
             Request::Status => {
+                self.interception.account();
                 self.interception.count(true);
                 self.waiting_for_status.push(tell);
                 match self
@@ -269,6 +270,7 @@ impl Master {
             // Somebody was refused because we did not know its namespace yet.
             self.follow_agents().await;
         }
+        self.interception.account();
         let limit = self.config.limits.drain_timeout + DRAIN_SLACK;
         let mut hung = false;
         for worker in self.workers.iter_mut().filter(|worker| !worker.given_up) {

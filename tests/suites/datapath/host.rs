@@ -204,15 +204,15 @@ pub(super) fn uninstall_leaves_nothing(world: &World) -> Result<()> {
     let mut loader = start_loader(world)?;
     let ids = pinned_ids(&PinDirectory::find().context("no bpffs")?.root())?;
     ensure!(
-        ids.links.len() == 5 && ids.programs.len() == 5 && ids.maps.len() == 12,
+        ids.links.len() == 5 && ids.programs.len() == 5 && ids.maps.len() == 16,
         "{ids:?}"
     );
-    ensure!(ids.alive() == 22, "{ids:?}");
+    ensure!(ids.alive() == 26, "{ids:?}");
     loader.kill()?;
     loader.wait()?;
-    ensure!(ids.alive() == 22, "what is pinned outlives its loader: {ids:?}");
+    ensure!(ids.alive() == 26, "what is pinned outlives its loader: {ids:?}");
     let report = intercept::uninstall()?;
-    ensure!(report.links.len() == 5 && report.maps.len() == 12, "{report:?}");
+    ensure!(report.links.len() == 5 && report.maps.len() == 16, "{report:?}");
     ensure!(
         report
             .cgroups

@@ -320,7 +320,7 @@ pub(super) fn what_another_layout_pinned_is_removed(world: &World) -> Result<()>
     proxy.interceptor.leave(true)?;
     fs::rename(&current, own.join("v1"))?;
     let report = intercept::uninstall()?;
-    ensure!(report.links.len() == 5 && report.maps.len() == 12, "{report:?}");
+    ensure!(report.links.len() == 5 && report.maps.len() == 16, "{report:?}");
     ensure!(!own.exists(), "{report:?}");
     let seen = world.agent("agent", &format!("connect {target}"))?;
     expect(&seen, DIRECT, target)

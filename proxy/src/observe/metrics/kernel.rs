@@ -70,6 +70,26 @@ pub(super) fn encode(kernel: &InterceptStatus, e: &mut DescriptorEncoder) -> Enc
         "Networks that the kernel selects",
         kernel.destinations as u64,
     )?;
+    let mut family = e.encode_descriptor(
+        "leaked_connections",
+        "Intake connections of Agents that did not pass through the proxy",
+        None,
+        MetricType::Counter,
+    )?;
+    for leak in &kernel.leaked {
+        let labels = [("agent", leak.agent.as_str()), ("reason", leak.reason.as_str())];
+        encode_counter(&mut family, &labels, leak.connections)?;
+    }
+    let mut family = e.encode_descriptor(
+        "leaked_connections_reset",
+        "Those that were reset, so that they come back through the proxy",
+        None,
+        MetricType::Counter,
+    )?;
+    for leak in kernel.leaked.iter().filter(|leak| leak.reset > 0) {
+        let labels = [("agent", leak.agent.as_str()), ("reason", leak.reason.as_str())];
+        encode_counter(&mut family, &labels, leak.reset)?;
+    }
     let held = &kernel.resources;
     let mut family = e.encode_descriptor(
         "held",

@@ -177,6 +177,17 @@ pub(super) const AFTER_HTTPS: &[Key] = &[
         ..KEY
     },
     Key {
+        path: "intercept.reset_existing",
+        accepted: "true, false",
+        effect: "Connections of Agents to intakes that were open before the proxy could take them are reset, so \
+                 that they come back through it. The request that is on its way is lost to the connection; the \
+                 Agent sends it again. `false`: they are counted as leaks, and go on until one side closes them.",
+        who: SECURITY,
+        set: |draft, raw| boolean(raw).map(|value| draft.config.intercept.reset_existing = value),
+        get: |config| config.intercept.reset_existing.to_string(),
+        ..KEY
+    },
+    Key {
         path: "intercept.interfaces",
         shape: Shape::List,
         accepted: "a list of interface names or of prefixes ending in *",
