@@ -1,7 +1,9 @@
 //! Other people's classifiers: real kernel programs of a few hand-written instructions that count what they see and answer
-//! what they are told, attached the way vendors do it, with `tc` or on TCX.
+//! what they are told, attached the way vendors do it, with `tc` or on TCX; [`Rewriter`] stands at `connect()`.
 //!
 //! The one `unsafe` is the system call itself: neither libc nor aya has a binding for loading bare instructions.
+
+mod rewriter;
 
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -12,6 +14,8 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow};
 
 use crate::succeed;
+
+pub use rewriter::Rewriter;
 
 // enum bpf_cmd (linux/bpf.h)
 const MAP_CREATE: i64 = 0;

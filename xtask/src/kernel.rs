@@ -21,6 +21,7 @@ use fetch::{KERNELS, Tools, Unpacked};
 /// hundreds of pods, which cost an emulated machine more time than the whole rest.
 pub const KERNEL_SUITES: &[(&str, &[&str])] = &[
     ("datapath", &["recycled_ports", "an_upgrade_under_load"]),
+    ("leaks", &["a_hundred_kills"]),
     ("classifiers", &[]),
     ("pods", &["two_hundred", "firewalls", "sysctls"]),
 ];

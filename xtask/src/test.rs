@@ -23,6 +23,7 @@ pub const SUITES: &[&str] = &[
     "intercept",
     "lifecycle",
     "liveness",
+    "leaks",
     "sandbox",
     "pods",
     "coexist",

@@ -51,6 +51,13 @@ impl Audit {
     }
 }
 
+/// A namespace to look into.
+struct Place {
+    id: NamespaceId,
+    /// `None`: that of the calling thread.
+    namespace: Option<Arc<Namespace>>,
+}
+
 /// A connection of an Agent that is open without us.
 struct Found<'a> {
     socket: &'a Socket,
@@ -112,36 +119,47 @@ impl Interceptor {
         let Some(id) = namespace else {
             return "intercept.interfaces".to_owned();
         };
-        let mut living = self
-            .kin
-            .iter()
-            .filter(|kin| kin.namespaces.iter().any(|one| one.id() == id));
-        match (living.next(), living.next()) {
-            (Some(kin), None) => kin.name.clone(),
-            _ if id == self.home => "host".to_owned(),
-            _ => id.to_string(),
-        }
+        let only = |lives: &dyn Fn(&Kin) -> bool| {
+            let mut living = self.kin.iter().filter(|kin| lives(kin));
+            match (living.next(), living.next()) {
+                (Some(kin), None) => Some(kin.name.clone()),
+                _ => None,
+            }
+        };
+        let here = |kin: &Kin| kin.namespaces.iter().any(|one| one.id() == id);
+        // One that had no process yet when we looked may be anywhere, and most are the host's.
+        let waiting = |kin: &Kin| id == self.home && (kin.namespaces.is_empty() || here(kin));
+        let name = only(&here).or_else(|| only(&waiting));
+        name.unwrap_or_else(|| match id == self.home {
+            true => "host".to_owned(),
+            false => id.to_string(),
+        })
     }
 
     /// Looks into every namespace in which an Agent lives; true when a connection was being opened.
     fn audit_all(&mut self) -> bool {
         let owners = names::cgroups(&self.kin);
-        let places: BTreeMap<NamespaceId, Arc<Namespace>> = self
+        let mut places: BTreeMap<NamespaceId, Option<Arc<Namespace>>> = self
             .kin
             .iter()
             .flat_map(|kin| &kin.namespaces)
-            .map(|namespace| (namespace.id(), Arc::clone(namespace)))
+            .map(|namespace| (namespace.id(), Some(Arc::clone(namespace))))
             .collect();
+        if !owners.is_empty() {
+            // Also while no process of an Agent was seen there: one may have come since.
+            places.insert(self.home, None);
+        }
         let mut failed = BTreeSet::new();
         let mut opening = false;
-        for namespace in places.values() {
-            match self.audit_one(namespace, &owners) {
+        for (id, namespace) in places {
+            let place = Place { id, namespace };
+            match self.audit_one(&place, &owners) {
                 Ok(more) => opening |= more,
                 Err(error) => {
                     let error = error.to_string();
                     if !self.audit.failed.contains(&error) {
                         tracing::warn!(
-                            namespace = %namespace.id(), error,
+                            namespace = %id, error,
                             "cannot look for connections that were open before the proxy (kernel: CONFIG_INET_DIAG, module \
                              tcp_diag); those that leave now are counted all the same"
                         );
@@ -154,19 +172,15 @@ impl Interceptor {
         opening
     }
 
-    fn audit_one(
-        &mut self,
-        namespace: &Arc<Namespace>,
-        owners: &BTreeMap<u64, usize>,
-    ) -> Result<bool, InterceptError> {
+    fn audit_one(&mut self, place: &Place, owners: &BTreeMap<u64, usize>) -> Result<bool, InterceptError> {
         let count = usize::try_from(self.settings.port_count).unwrap_or_default();
         let ports = self.settings.ports.get(..count).unwrap_or_default().to_vec();
-        let sockets = self.inside(namespace, move || diag::connections(&ports))??;
+        let sockets = self.inside(place, move || diag::connections(&ports))??;
         let kin = std::mem::take(&mut self.kin);
         let found: Vec<Found<'_>> = sockets
             .iter()
             .filter(|socket| self.is_selected(socket.remote.ip()))
-            .filter_map(|socket| self.found(socket, namespace, owners, &kin))
+            .filter_map(|socket| self.found(socket, place.id, owners, &kin))
             .collect();
         let opening = found.iter().any(|one| one.socket.opening);
         let mut doomed: BTreeMap<(&str, Reason), Vec<Socket>> = BTreeMap::new();
@@ -181,7 +195,7 @@ impl Interceptor {
             }
         }
         for ((agent, reason), sockets) in doomed {
-            result = result.and(self.reset(namespace, agent, reason, sockets));
+            result = result.and(self.reset(place, agent, reason, sockets));
         }
         self.kin = kin;
         result.map(|()| opening)
@@ -191,7 +205,7 @@ impl Interceptor {
     fn found<'a>(
         &self,
         socket: &'a Socket,
-        namespace: &Namespace,
+        namespace: NamespaceId,
         owners: &BTreeMap<u64, usize>,
         kin: &'a [Kin],
     ) -> Option<Found<'a>> {
@@ -204,16 +218,13 @@ impl Interceptor {
             // Of the host's namespace an Agent is a part only.
             kin.iter().find(|kin| {
                 kin.taken == Some(Taken::Tc)
-                    && namespace.id() != self.home
-                    && kin.namespaces.iter().any(|one| one.id() == namespace.id())
+                    && namespace != self.home
+                    && kin.namespaces.iter().any(|one| one.id() == namespace)
             })
         };
         let (kin, key) = match by_cgroup {
             Some(kin) => (kin, (WHO_CGROUP, cgroup)),
-            None => (
-                by_namespace()?,
-                (WHO_NETNS, self.networks.cookie_of(namespace.id())?),
-            ),
+            None => (by_namespace()?, (WHO_NETNS, self.networks.cookie_of(namespace)?)),
         };
         let flow = flow(socket.local, socket.remote);
         if kin.taken == Some(Taken::Tc) && self.loaded.flows.get(&flow, 0).is_ok() {
@@ -266,7 +277,7 @@ impl Interceptor {
     /// Resets connections of an Agent, all of one namespace.
     fn reset(
         &mut self,
-        namespace: &Arc<Namespace>,
+        place: &Place,
         agent: &str,
         reason: Reason,
         sockets: Vec<Socket>,
@@ -274,7 +285,7 @@ impl Interceptor {
         if self.audit.helpless {
             return Ok(());
         }
-        let outcomes = self.inside(namespace, move || {
+        let outcomes = self.inside(place, move || {
             let outcomes: Result<Vec<_>, _> = sockets.iter().map(diag::destroy).collect();
             outcomes
         })??;
@@ -304,12 +315,12 @@ impl Interceptor {
     /// Runs `work` in a namespace.
     fn inside<T: Send + 'static>(
         &self,
-        namespace: &Arc<Namespace>,
+        place: &Place,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, InterceptError> {
-        if namespace.id() == self.home {
+        let Some(namespace) = &place.namespace else {
             return Ok(work());
-        }
+        };
         let thread = self.networks.thread();
         thread
             .run(namespace, work)

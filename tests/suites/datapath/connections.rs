@@ -143,6 +143,7 @@ pub(super) fn without_a_listener_closed_refuses(world: &World) -> Result<()> {
         "{:?}",
         proxy.interceptor.status()
     );
+    expect_leaks(world, &mut proxy, &[])?;
     // Each family by itself.
     let port = proxy.v4.local_addr()?.port();
     let v4 = Some((proxy.v4.as_fd(), port));
@@ -174,6 +175,16 @@ pub(super) fn without_a_listener_open_goes_direct(world: &World) -> Result<()> {
         "{:?}",
         proxy.interceptor.status()
     );
+    // However it connects, and whatever else it connects to.
+    for action in ["nonblocking", "tfo-sendto", "tfo-connect"] {
+        world.agent("agent", &format!("{action} 203.0.113.5:80"))?;
+    }
+    world.agent("agent", "connect 127.0.0.1:80")?;
+    world.agent("other", "connect 203.0.113.5:80")?;
+    expect_leaks(world, &mut proxy, &[("no_listener", 5)])?;
+    let last = proxy.interceptor.status().leaked.remove(0);
+    ensure!(last.last_destination == "203.0.113.5:80".parse()?, "{last:?}");
+    ensure!(last.last_process.is_some(), "{last:?}");
     config.on_failure = OnFailure::Closed;
     proxy.interceptor.reconfigure(&config)?;
     expect_error(&world.agent("agent", "connect 203.0.113.5:80")?, refusal(&proxy))
@@ -197,7 +208,7 @@ pub(super) fn a_socket_bound_to_a_device_follows_the_policy(world: &World) -> Re
         "203.0.113.5:80",
     )?;
     ensure!(proxy.counter("refused_bound_device") == 1 && proxy.counter("open_bound_device") == 1);
-    Ok(())
+    expect_leaks(world, &mut proxy, &[("bound_device", 1)])
 }
 
 /// Another process that takes our port while we are down must not get the Agent's traffic.

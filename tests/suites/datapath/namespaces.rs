@@ -282,7 +282,7 @@ pub(super) fn an_unknown_namespace_follows_the_policy(world: &World) -> Result<(
         "{:?}",
         proxy.interceptor.status()
     );
-    Ok(())
+    expect_leaks(world, &mut proxy, &[("unknown_netns", 3)])
 }
 
 pub(super) fn the_cookie_probe_agrees_with_the_socket_option(world: &World) -> Result<()> {

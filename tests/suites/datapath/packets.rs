@@ -220,6 +220,10 @@ pub(super) fn without_a_listener_packets_follow_the_policy(world: &World) -> Res
         "{:?}",
         proxy.interceptor.status()
     );
+    // Nobody told whose namespace is behind the interface.
+    let expected = |count| vec![("unknown".to_owned(), "no_listener".to_owned(), count)];
+    let found = leaked(&mut proxy);
+    ensure!(found == expected(2), "{found:?}");
     ensure!(network.arrived(80)? > 0, "the capture sees nothing at all");
 
     // Switched off, nothing is counted or taken; a listener that comes later takes again.
@@ -262,6 +266,8 @@ pub(super) fn without_a_listener_packets_follow_the_policy(world: &World) -> Res
         "203.0.113.5:443",
         "203.0.113.5:443",
     )?;
+    let found = leaked(&mut proxy);
+    ensure!(found == expected(3), "{found:?}");
     attached.kernel.put_interface(ifindex, 0, NETWORK, 0)?;
     expect(
         &network.agent(world, "connect [2001:db8::5]:443")?,

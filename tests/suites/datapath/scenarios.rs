@@ -2,6 +2,7 @@
 
 mod connections;
 mod host;
+mod leaks;
 mod lifetime;
 mod namespaces;
 mod network;
@@ -68,6 +69,30 @@ pub const ALL: &[(&str, Scenario)] = &[
     (
         "a_socket_bound_to_a_device_follows_the_policy",
         connections::a_socket_bound_to_a_device_follows_the_policy,
+    ),
+    (
+        "whoever_goes_around_us_is_counted",
+        leaks::whoever_goes_around_us_is_counted,
+    ),
+    (
+        "the_programs_of_two_versions_count_once",
+        leaks::the_programs_of_two_versions_count_once,
+    ),
+    (
+        "a_leak_without_memory_for_its_note_is_counted",
+        leaks::a_leak_without_memory_for_its_note_is_counted,
+    ),
+    (
+        "what_was_open_before_is_counted_once",
+        leaks::what_was_open_before_is_counted_once,
+    ),
+    (
+        "what_was_open_before_is_reset_when_asked",
+        leaks::what_was_open_before_is_reset_when_asked,
+    ),
+    (
+        "an_address_that_is_learnt_late_is_found_out",
+        leaks::an_address_that_is_learnt_late_is_found_out,
     ),
     (
         "an_unrelated_local_listener_cannot_catch",
@@ -307,6 +332,28 @@ impl Proxy {
             .copied()
             .unwrap_or(u64::MAX)
     }
+}
+
+/// Leaked connections by Agent and reason, freshly counted.
+fn leaked(proxy: &mut Proxy) -> Vec<(String, String, u64)> {
+    proxy.interceptor.account();
+    let status = proxy.interceptor.status();
+    let leaked = status.leaked.into_iter();
+    leaked
+        .map(|leak| (leak.agent, leak.reason, leak.connections))
+        .collect()
+}
+
+/// Exactly these leaks of the Agent in the cgroup `agent`, by reason.
+fn expect_leaks(world: &World, proxy: &mut Proxy, expected: &[(&str, u64)]) -> Result<()> {
+    let agent = format!("cgroup {}", world.path("agent").display());
+    let expected: Vec<_> = expected
+        .iter()
+        .map(|(reason, count)| (agent.clone(), (*reason).to_owned(), *count))
+        .collect();
+    let found = leaked(proxy);
+    ensure!(found == expected, "leaks {found:?}, expected {expected:?}");
+    Ok(())
 }
 
 /// Asked as any proxy behind an iptables REDIRECT asks, and as ours does: both are told the same, or that there is nothing.

@@ -67,6 +67,11 @@ impl World {
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))
     }
 
+    /// The directory of a cgroup of this scenario; `.` for the one that all of them are in.
+    pub fn directory(&self, name: &str) -> PathBuf {
+        self.cgroups.directory(&self.path(name))
+    }
+
     /// Removes one.
     pub fn remove_cgroup(&self, name: &str) -> Result<()> {
         fs::remove_dir(self.cgroups.directory(&self.path(name))).context("rmdir")
