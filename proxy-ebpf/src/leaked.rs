@@ -13,7 +13,6 @@ use crate::stack;
 /// Adds one to the leaks of `key`.
 #[inline(always)]
 pub fn leaked(key: &LeakKey, direct: &Direct) {
-    count(Counter::Leaked);
     if !add(key, direct) {
         let mut space = stack::space();
         let first = stack::leak(
@@ -33,6 +32,8 @@ pub fn leaked(key: &LeakKey, direct: &Direct) {
             add(key, direct);
         }
     }
+    // After the map: by this user space knows that there is news in it.
+    count(Counter::Leaked);
     report_leak(&LeakRecord {
         key: *key,
         direct: *direct,

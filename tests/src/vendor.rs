@@ -105,17 +105,13 @@ impl Vendor {
         let program =
             bpf_descriptor(PROG_LOAD, &mut attributes).with_context(|| format!("cannot load {name}"))?;
 
-        let pin = folder.join(name);
-        let path = CString::new(pin.as_os_str().as_bytes())?;
-        let mut attributes = Attributes::default();
-        attributes.pointer(0, path.as_ptr().addr());
-        attributes.words(8, &[number(&program)?]);
-        bpf(OBJ_PIN, &mut attributes).with_context(|| format!("cannot pin {}", pin.display()))?;
+        let path = folder.join(name);
+        pin(&program, &path)?;
         let id = program_id(&program)?;
         Ok(Self {
             program,
             counter,
-            pin,
+            pin: path,
             id,
         })
     }
@@ -168,6 +164,25 @@ impl Vendor {
             .map(drop)
             .context("cannot update a TCX link")
     }
+}
+
+/// Pins a hash map with one entry, such as nobody uses.
+pub fn pin_hash(path: &Path, key: u32, value: u32, flags: u32) -> Result<()> {
+    let mut attributes = Attributes::default();
+    // BPF_MAP_TYPE_HASH
+    attributes.words(0, &[1, key, value, 1, flags]);
+    let map = bpf_descriptor(MAP_CREATE, &mut attributes).context("cannot make a map")?;
+    pin(&map, path)
+}
+
+fn pin(object: &OwnedFd, path: &Path) -> Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = Attributes::default();
+    attributes.pointer(0, name.as_ptr().addr());
+    attributes.words(8, &[number(object)?]);
+    bpf(OBJ_PIN, &mut attributes)
+        .map(drop)
+        .with_context(|| format!("cannot pin {}", path.display()))
 }
 
 /// Runs `tc` in the namespaces of the calling thread.

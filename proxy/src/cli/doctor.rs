@@ -51,6 +51,9 @@ pub(super) fn run(args: &DoctorArgs, inputs: &InputArgs) -> Exit {
     };
     let config = &loaded.config;
     let mut checks = preflight::checks();
+    if config.intercept.reset_existing {
+        checks.push(intercept::reset_check());
+    }
     let lacks_capability = checks
         .iter()
         .any(|check| !check.ok && check.required && check.capability.is_some());

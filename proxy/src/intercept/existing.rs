@@ -14,11 +14,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use proxy_ebpf::{Address, Counter, Direct, Flow, LeakKey, LeakRecord, Reason, WHO_CGROUP, WHO_NETNS};
+use proxy_ebpf::{Address, Direct, Flow, LeakKey, LeakRecord, Reason, WHO_CGROUP, WHO_NETNS};
 
-use self::diag::{Destroyed, Socket};
+use self::diag::{Destroyed, End, Socket};
 use super::Interceptor;
-use super::agents::Agent;
 use super::choose::Taken;
 use super::error::InterceptError;
 use super::leaks::names::{self, Kin};
@@ -68,72 +67,12 @@ struct Found<'a> {
 }
 
 impl Interceptor {
-    /// Looks at the leaks that the kernel counted, and, when there is a reason, at the connections that are open. For every
-    /// second: without news it is one system call.
-    pub fn account(&mut self) {
-        let now = Instant::now();
+    /// Looks at what is open, when there is a reason.
+    pub(super) fn audit(&mut self, now: Instant) {
         if self.attached && self.audit.next.is_none_or(|next| next <= now) {
             let opening = self.audit_all();
             self.audit.next = Some(now + if opening { SOON } else { EVERY });
         }
-        let counted = self.counter(Counter::Leaked).unwrap_or_default();
-        if self.leaks.changed(counted) {
-            match self.loaded.leaked() {
-                Ok(entries) => self.leaks.read(counted, entries),
-                Err(error) => tracing::warn!(%error, "cannot read the counts of leaks"),
-            }
-        }
-        self.leaks.alarm(now);
-    }
-
-    /// Takes note of the Agents of the last look.
-    pub(super) fn note_kin(&mut self, found: &[Agent]) {
-        self.kin = found
-            .iter()
-            .map(|agent| Kin {
-                name: agent.selector.to_string(),
-                taken: self
-                    .agents
-                    .get(&agent.selector)
-                    .and_then(|status| status.datapath),
-                directories: agent
-                    .cgroups
-                    .values()
-                    .map(|path| self.cgroups.directory(path))
-                    .collect(),
-                namespaces: agent.namespaces.values().map(Arc::clone).collect(),
-            })
-            .collect();
-        let cookies = self.networks.cookies();
-        let home = self.home_cookie.map(|cookie| (Some(self.home), cookie));
-        let named: Vec<(u64, String)> = home
-            .into_iter()
-            .chain(cookies)
-            .map(|(namespace, cookie)| (cookie, self.name_of(namespace)))
-            .collect();
-        self.leaks.learn(&self.kin, named);
-    }
-
-    /// A namespace by the Agent that lives there; by its own name where there are several, or none.
-    fn name_of(&self, namespace: Option<NamespaceId>) -> String {
-        let Some(id) = namespace else {
-            return "intercept.interfaces".to_owned();
-        };
-        let only = |lives: &dyn Fn(&Kin) -> bool| {
-            let mut living = self.kin.iter().filter(|kin| lives(kin));
-            match (living.next(), living.next()) {
-                (Some(kin), None) => Some(kin.name.clone()),
-                _ => None,
-            }
-        };
-        let here = |kin: &Kin| kin.namespaces.iter().any(|one| one.id() == id);
-        // One that had no process yet when we looked may be anywhere, and most are the host's.
-        let waiting = |kin: &Kin| id == self.home && (kin.namespaces.is_empty() || here(kin));
-        let name = only(&here).or_else(|| only(&waiting));
-        name.unwrap_or_else(|| match id == self.home {
-            true => "host".to_owned(),
-            false => id.to_string(),
-        })
     }
 
     /// Looks into every namespace in which an Agent lives; true when a connection was being opened.
@@ -175,11 +114,13 @@ impl Interceptor {
     fn audit_one(&mut self, place: &Place, owners: &BTreeMap<u64, usize>) -> Result<bool, InterceptError> {
         let count = usize::try_from(self.settings.port_count).unwrap_or_default();
         let ports = self.settings.ports.get(..count).unwrap_or_default().to_vec();
-        let sockets = self.inside(place, move || diag::connections(&ports))??;
+        let accepted = self.accepted(place.id, &ports)?;
+        let sockets = self.inside(place, move || diag::connections(End::Remote, &ports))??;
         let kin = std::mem::take(&mut self.kin);
         let found: Vec<Found<'_>> = sockets
             .iter()
             .filter(|socket| self.is_selected(socket.remote.ip()))
+            .filter(|socket| !accepted.contains(&(socket.remote, socket.local)))
             .filter_map(|socket| self.found(socket, place.id, owners, &kin))
             .collect();
         let opening = found.iter().any(|one| one.socket.opening);
@@ -199,6 +140,26 @@ impl Interceptor {
         }
         self.kin = kin;
         result.map(|()| opening)
+    }
+
+    /// The ends of the connections that this host accepted of a pod whose packets are led here: such a connection came to us,
+    /// also when it was idle for so long that the kernel forgot its flow.
+    fn accepted(
+        &self,
+        namespace: NamespaceId,
+        ports: &[u16],
+    ) -> Result<BTreeSet<(SocketAddr, SocketAddr)>, InterceptError> {
+        let by_packets = self.kin.iter().any(|kin| {
+            kin.taken == Some(Taken::Tc) && kin.namespaces.iter().any(|one| one.id() == namespace)
+        });
+        if !by_packets {
+            return Ok(BTreeSet::new());
+        }
+        let sockets = diag::connections(End::Local, ports)?;
+        Ok(sockets
+            .into_iter()
+            .map(|socket| (socket.local, socket.remote))
+            .collect())
     }
 
     /// Whose connection it is, when it is an Agent's and did not come through us.

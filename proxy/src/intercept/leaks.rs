@@ -4,6 +4,7 @@
 //! A count belongs to a cgroup or a namespace and a reason ([`proxy_ebpf::LeakKey`]), and lies in a pinned map. An Agent's
 //! figure is the sum over its cgroups, those that are gone included.
 
+mod account;
 pub(super) mod names;
 
 use std::collections::BTreeMap;

@@ -13,8 +13,7 @@ use aya::maps::{HashMap, Map, MapData, MapError};
 use aya::programs::sk_lookup::SkLookupLink;
 use aya::programs::{CgroupAttachMode, Program, SchedClassifier};
 use proxy_ebpf::{
-    Direct, Flow, INTERFACE_NO_IPV6, INTERFACE_OWN_QDISC, Interface, Leak, LeakKey, MAX_NETWORKS, Namespace,
-    PROBE_PORT, Reason, slot,
+    Flow, INTERFACE_NO_IPV6, INTERFACE_OWN_QDISC, Interface, MAX_NETWORKS, Namespace, PROBE_PORT, slot,
 };
 
 use super::error::InterceptError;
@@ -207,43 +206,6 @@ impl Loaded {
         Ok(())
     }
 
-    /// Every count of leaks, in no order.
-    ///
-    /// # Errors
-    /// The table could not be read.
-    pub(super) fn leaked(&self) -> Result<Vec<(LeakKey, Leak)>, InterceptError> {
-        entries(&self.leaked).map_err(InterceptError::map("read", "LEAKED"))
-    }
-
-    /// Counts a leak that no program saw, and remembers its socket. Nobody else counts for these reasons, so that reading
-    /// and writing is no race.
-    ///
-    /// # Errors
-    /// A table could not be written.
-    pub(super) fn count_leak(
-        &mut self,
-        key: &LeakKey,
-        last: Direct,
-        cookie: u64,
-        reason: Reason,
-    ) -> Result<(), InterceptError> {
-        let before = match self.leaked.get(key, 0) {
-            Ok(leak) => leak.count,
-            Err(error) if is_absent(&error) => 0,
-            Err(error) => return Err(InterceptError::map("read", "LEAKED")(error)),
-        };
-        let leak = Leak {
-            count: before + 1,
-            last,
-        };
-        self.leaked
-            .insert(key, leak, 0)
-            .map_err(InterceptError::map("write", "LEAKED"))?;
-        self.counted
-            .insert(cookie, reason as u32, 0)
-            .map_err(InterceptError::map("write", "COUNTED"))
-    }
-
     /// How many of our own upstream connections are being opened. Reads the whole table.
     pub fn own_flows(&self) -> usize {
         self.own_flows.keys().flatten().count()
@@ -415,7 +377,9 @@ fn check(network: u32) -> Result<(), InterceptError> {
 }
 
 /// All entries; one that goes while the table is read is left out.
-fn entries<K: aya::Pod, V: aya::Pod>(map: &HashMap<MapData, K, V>) -> Result<Vec<(K, V)>, MapError> {
+pub(super) fn entries<K: aya::Pod, V: aya::Pod>(
+    map: &HashMap<MapData, K, V>,
+) -> Result<Vec<(K, V)>, MapError> {
     map.keys()
         .filter_map(
             |key| match key.and_then(|key| map.get(&key, 0).map(|value| (key, value))) {

@@ -1,5 +1,7 @@
 //! What outlives a process, and what follows Agents as they come and go.
 
+use harness::vendor;
+
 use super::*;
 
 pub(super) fn a_killed_loader_leaves_the_policy_in_force(world: &World) -> Result<()> {
@@ -296,6 +298,42 @@ pub(super) fn pins_of_another_version_are_replaced(world: &World) -> Result<()> 
         "{:?}",
         second.interceptor.status()
     );
+    second.interceptor.leave(true)?;
+
+    // The same but for its flags: programs may write it (BPF_F_NO_PREALLOC without BPF_F_RDONLY_PROG).
+    let settings = maps.join("SETTINGS");
+    let whole = MapInfo::from_pin(&settings)?;
+    fs::remove_file(&settings)?;
+    vendor::pin_hash(&settings, whole.key_size(), whole.value_size(), 1)?;
+    let third = Proxy::start(&config(world))?;
+    ensure!(
+        MapInfo::from_pin(&settings)?.map_flags() == whole.map_flags(),
+        "a map that programs may write is in use"
+    );
+    expect(
+        &world.agent("agent", "connect 203.0.113.5:80")?,
+        "203.0.113.5:80",
+        "203.0.113.5:80",
+    )?;
+    ensure!(third.counter("intercepted_v4") == 1, "the old counts are left");
+    Ok(())
+}
+
+/// The kernel refuses a program that would write to them, whoever loads it.
+pub(super) fn maps_that_programs_only_read_say_so(world: &World) -> Result<()> {
+    const BPF_F_RDONLY_PROG: u32 = 1 << 7;
+    let proxy = Proxy::start(&config(world))?;
+    let maps = proxy.interceptor.status().pins.join("maps");
+    let mut read_only = BTreeSet::new();
+    for entry in fs::read_dir(&maps)?.flatten() {
+        if MapInfo::from_pin(entry.path())?.map_flags() & BPF_F_RDONLY_PROG != 0 {
+            read_only.insert(entry.file_name().into_string().unwrap_or_default());
+        }
+    }
+    let expected = ["NAMESPACES", "PREFIX4", "PREFIX6", "SETTINGS"];
+    ensure!(read_only.iter().eq(expected), "{read_only:?}");
+    let mode = fs::metadata(maps)?.permissions().mode();
+    ensure!(mode & 0o777 == 0o700, "{mode:o}");
     Ok(())
 }
 

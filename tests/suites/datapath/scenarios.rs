@@ -159,6 +159,10 @@ pub const ALL: &[(&str, Scenario)] = &[
         lifetime::pins_of_another_version_are_replaced,
     ),
     (
+        "maps_that_programs_only_read_say_so",
+        lifetime::maps_that_programs_only_read_say_so,
+    ),
+    (
         "what_another_layout_pinned_is_removed",
         lifetime::what_another_layout_pinned_is_removed,
     ),

@@ -4,11 +4,11 @@ use anyhow::Result;
 use harness::cgroup::Cgroup;
 use harness::proxy::Launch;
 use harness::world::World;
-use harness::{check, check_eq, eventually};
+use harness::{check, check_eq};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::stage::{HELD, Held, LIMIT, LINE, alarmed, ask, expect, keep, lines, name, with_held};
+use crate::stage::{HELD, Held, LIMIT, LINE, alarmed, ask, expect, keep, lines, name, reload, with_held};
 
 /// Counted, and left alone: also by the next master, who finds them open still.
 pub fn what_was_open_before_is_told_once() -> Result<()> {
@@ -30,10 +30,7 @@ pub fn what_was_open_before_is_told_once() -> Result<()> {
     );
     // One that is opened now goes through us, and a look at what is open knows that.
     let mut through = Held::open(&world.host, Some(&agent))?;
-    proxy.signal(Signal::SIGHUP)?;
-    eventually("the reload", LIMIT, || {
-        Ok(proxy.log().contains("reload").then_some(()))
-    })?;
+    reload(&proxy)?;
     expect(&proxy, &[(name(&agent), "open_before", 2)])?;
     check!(through.is_open()?, "cut: {}", proxy.log());
     proxy.signal(Signal::SIGKILL)?;
@@ -72,10 +69,8 @@ pub fn what_was_open_before_comes_back_through_us() -> Result<()> {
     check!((reset - 1.0).abs() < 0.5, "{reset}");
     let mut through = Held::open(&world.host, Some(&agent))?;
     check_eq!(ask(&world, &agent, &[])?.status, 202, "{}", proxy.log());
-    for _ in 0..3 {
-        proxy.signal(Signal::SIGHUP)?;
-        expect(&proxy, &[(name(&agent), "open_before", 1)])?;
-    }
+    reload(&proxy)?;
+    expect(&proxy, &[(name(&agent), "open_before", 1)])?;
     check!(
         through.is_open()?,
         "what came through us was cut: {}",

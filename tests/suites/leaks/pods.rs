@@ -9,7 +9,7 @@ use harness::{check, check_eq, eventually};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::stage::{Held, LIMIT, alarmed, expect, keep, name, with_held};
+use crate::stage::{Held, LIMIT, alarmed, expect, keep, name, reload, with_held};
 
 fn config(world: &World, agent: &Pod<'_>, datapath: &str) -> Value {
     let mut config = world.config();
@@ -91,10 +91,8 @@ fn there_before(datapath: &str) -> Result<()> {
     expect(&proxy, &[(name(&agent.above), "open_before", 1)])?;
     taken(&proxy, &agent)?;
     let mut through = Held::open(&agent.network.host, Some(&agent.cgroup))?;
-    for _ in 0..3 {
-        proxy.signal(Signal::SIGHUP)?;
-        expect(&proxy, &[(name(&agent.above), "open_before", 1)])?;
-    }
+    reload(&proxy)?;
+    expect(&proxy, &[(name(&agent.above), "open_before", 1)])?;
     check!(
         through.is_open()?,
         "what came through us was cut: {}",

@@ -12,6 +12,7 @@ use harness::netns::Host;
 use harness::proxy::Proxy;
 use harness::world::{VERSIONED, World};
 use harness::{check, check_eq, eventually};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 pub const LIMIT: Duration = Duration::from_secs(30);
@@ -117,6 +118,19 @@ pub fn alarmed(proxy: &Proxy<'_>, agent: &str, reason: &str, at_least: u64) -> R
     .with_context(|| proxy.log())
 }
 
+/// Reads the configuration again, which is a reason to look at what is open, and has that done.
+pub fn reload(proxy: &Proxy<'_>) -> Result<()> {
+    const DONE: &str = "configuration reloaded";
+    let before = lines(proxy, DONE, "INFO").len();
+    proxy.signal(Signal::SIGHUP)?;
+    eventually("the reload", LIMIT, || {
+        Ok((lines(proxy, DONE, "INFO").len() > before).then_some(()))
+    })
+    .with_context(|| proxy.log())?;
+    // Answered after a look.
+    proxy.status().map(drop)
+}
+
 /// Accepts connections to [`HELD`] and keeps them.
 pub fn keep(world: &World) -> Result<()> {
     world.net.ip(&format!("address add {HELD}/32 dev lo"))?;
@@ -149,11 +163,9 @@ impl Held {
         );
         let mut command = host.command("bash");
         command.args(["-c", &script]);
-        let mut command = cgroup.map_or(command, |cgroup| {
-            let mut inner = host.command("bash");
-            inner.args(["-c", &script]);
-            cgroup.wrap(&inner)
-        });
+        if let Some(cgroup) = cgroup {
+            command = cgroup.wrap(&command);
+        }
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -54,23 +54,33 @@ pub(super) struct Socket {
 /// A question and its answers.
 #[derive(Clone, Debug)]
 enum Diag {
-    List { family: u8, port: u16 },
+    List { family: u8, end: End, port: u16 },
     Destroy { family: u8, id: [u8; ID] },
     Socket(Box<Socket>),
 }
 
-/// Lists the connections of the calling thread's network namespace to these ports, IPv4 and IPv6.
+/// Which end of a connection has the port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Ours: it was accepted.
+    Local,
+    /// The other: it was opened to it.
+    Remote,
+}
+
+/// Lists the connections of the calling thread's network namespace with one of these ports at this end, IPv4 and IPv6.
 ///
 /// # Errors
 /// The kernel cannot list TCP sockets (no CONFIG_INET_DIAG, or its module `tcp_diag` cannot be loaded), or see
 /// [`Connection::dump`].
-pub(super) fn connections(ports: &[u16]) -> Result<Vec<Socket>, InterceptError> {
+pub(super) fn connections(end: End, ports: &[u16]) -> Result<Vec<Socket>, InterceptError> {
     let mut kernel = Connection::<Diag>::open()?;
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         for &port in ports {
             let list = Diag::List {
                 family: family_byte(family),
+                end,
                 port,
             };
             for answer in kernel.dump("list the open TCP connections", &list)? {
@@ -188,10 +198,14 @@ impl NetlinkSerializable for Diag {
 
     fn serialize(&self, buffer: &mut [u8]) {
         let (family, states, id) = match self {
-            Self::List { family, port } => {
+            Self::List { family, end, port } => {
+                // The kernel compares the ports that are not 0: ours stands first.
                 let mut id = [0; ID];
-                // The kernel compares the other end's port, when it is not 0.
-                id[2..4].copy_from_slice(&port.to_be_bytes());
+                let at = match end {
+                    End::Local => 0,
+                    End::Remote => 2,
+                };
+                id[at..at + 2].copy_from_slice(&port.to_be_bytes());
                 (*family, OPEN | 1 << OPENING, id)
             }
             Self::Destroy { family, id } => (*family, u32::MAX, *id),
@@ -230,7 +244,7 @@ mod tests {
 
     fn found(ports: &[u16], client: &TcpStream) -> Option<Socket> {
         let local = client.local_addr().unwrap();
-        let mut all = connections(ports).unwrap();
+        let mut all = connections(End::Remote, ports).unwrap();
         all.retain(|socket| socket.local.port() == local.port());
         assert!(all.len() < 2, "{all:?}");
         all.pop()
@@ -249,6 +263,11 @@ mod tests {
             assert_eq!(socket.cookie, sys::socket_cookie(client.as_fd()).unwrap());
             assert!(!socket.opening);
             assert_eq!(found(&[port.wrapping_add(1)], &client), None, "another port");
+            let (accepted, _) = server.accept().unwrap();
+            let other = connections(End::Local, &[port]).unwrap();
+            assert_eq!(other.len(), 1, "{other:?}");
+            assert_eq!(other[0].cookie, sys::socket_cookie(accepted.as_fd()).unwrap());
+            assert_eq!(other[0].remote, client.local_addr().unwrap());
         }
     }
 
