@@ -3,8 +3,8 @@
 //! `intercept.reset_existing` says so it is reset, so that it comes back through us.
 //!
 //! What is an Agent's is proved by the socket's own cgroup (5.8), or, where a classifier takes everything that a pod sends,
-//! by the namespace that it is in. Our own connections are in our own cgroup, wherever they were made. A socket that says
-//! no cgroup, or the root, is nobody's.
+//! by the namespace that it is in. Our own connections are in our own cgroup, wherever they were made, and those of workers
+//! that an earlier instance left in one with our name. A socket that says no cgroup, or the root, is nobody's.
 
 mod diag;
 
@@ -22,6 +22,7 @@ use super::choose::Taken;
 use super::error::InterceptError;
 use super::leaks::names::{self, Kin};
 use super::netns::{Namespace, NamespaceId};
+use super::own;
 use super::preflight::Check;
 
 /// How often open connections are looked at without another reason: that none was missed.
@@ -48,6 +49,14 @@ impl Audit {
     pub(super) fn wanted(&mut self) {
         self.next = None;
     }
+}
+
+/// Whose a socket is, by its cgroup.
+struct Owners {
+    /// Agents, by their place among all.
+    agents: BTreeMap<u64, usize>,
+    /// Instances of the proxy, also earlier ones.
+    own: BTreeSet<u64>,
 }
 
 /// A namespace to look into.
@@ -77,14 +86,17 @@ impl Interceptor {
 
     /// Looks into every namespace in which an Agent lives; true when a connection was being opened.
     fn audit_all(&mut self) -> bool {
-        let owners = names::cgroups(&self.kin);
+        let owners = Owners {
+            agents: names::cgroups(&self.kin),
+            own: own::ids(&self.cgroups),
+        };
         let mut places: BTreeMap<NamespaceId, Option<Arc<Namespace>>> = self
             .kin
             .iter()
             .flat_map(|kin| &kin.namespaces)
             .map(|namespace| (namespace.id(), Some(Arc::clone(namespace))))
             .collect();
-        if !owners.is_empty() {
+        if !owners.agents.is_empty() {
             // Also while no process of an Agent was seen there: one may have come since.
             places.insert(self.home, None);
         }
@@ -99,8 +111,8 @@ impl Interceptor {
                     if !self.audit.failed.contains(&error) {
                         tracing::warn!(
                             namespace = %id, error,
-                            "cannot look for connections that were open before the proxy (kernel: CONFIG_INET_DIAG, module \
-                             tcp_diag); those that leave now are counted all the same"
+                            "cannot look for connections that were open before the proxy, or not reset them (kernel: \
+                             CONFIG_INET_DIAG, module tcp_diag); those that leave now are counted all the same"
                         );
                     }
                     failed.insert(error);
@@ -111,7 +123,7 @@ impl Interceptor {
         opening
     }
 
-    fn audit_one(&mut self, place: &Place, owners: &BTreeMap<u64, usize>) -> Result<bool, InterceptError> {
+    fn audit_one(&mut self, place: &Place, owners: &Owners) -> Result<bool, InterceptError> {
         let count = usize::try_from(self.settings.port_count).unwrap_or_default();
         let ports = self.settings.ports.get(..count).unwrap_or_default().to_vec();
         let accepted = self.accepted(place.id, &ports)?;
@@ -167,14 +179,14 @@ impl Interceptor {
         &self,
         socket: &'a Socket,
         namespace: NamespaceId,
-        owners: &BTreeMap<u64, usize>,
+        owners: &Owners,
         kin: &'a [Kin],
     ) -> Option<Found<'a>> {
         let cgroup = socket.cgroup.filter(|id| *id != ROOT_CGROUP)?;
-        if self.settings.is_own(cgroup) {
+        if self.settings.is_own(cgroup) || owners.own.contains(&cgroup) {
             return None;
         }
-        let by_cgroup = owners.get(&cgroup).and_then(|at| kin.get(*at));
+        let by_cgroup = owners.agents.get(&cgroup).and_then(|at| kin.get(*at));
         let by_namespace = || {
             // Of the host's namespace an Agent is a part only.
             kin.iter().find(|kin| {

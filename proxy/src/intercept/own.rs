@@ -6,8 +6,10 @@
 //! Leftovers of a killed instance are removed at the next start: `rmdir` refuses as long as a process lives there,
 //! which is exactly the ownership test, and safe against instances that run at the same time.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::error::InterceptError;
@@ -113,6 +115,18 @@ pub(super) fn remove_stale(cgroups: &Cgroup2) -> Vec<PathBuf> {
             }
         })
         .map(|entry| Path::new("/").join(entry.file_name()))
+        .collect()
+}
+
+/// The kernel's ids of the cgroups that instances of us made, this one's among them.
+pub(super) fn ids(cgroups: &Cgroup2) -> BTreeSet<u64> {
+    let Ok(entries) = fs::read_dir(cgroups.root()) else {
+        return BTreeSet::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| is_made_by_us(&entry.file_name().to_string_lossy()))
+        .filter_map(|entry| Some(entry.metadata().ok()?.ino()))
         .collect()
 }
 

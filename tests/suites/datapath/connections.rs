@@ -176,12 +176,13 @@ pub(super) fn without_a_listener_open_goes_direct(world: &World) -> Result<()> {
         proxy.interceptor.status()
     );
     // However it connects, and whatever else it connects to.
-    for action in ["nonblocking", "tfo-sendto", "tfo-connect"] {
+    for action in ["nonblocking", "tfo-sendto", "tfo-connect", "mptcp"] {
         world.agent("agent", &format!("{action} 203.0.113.5:80"))?;
     }
+    world.agent("agent", "connect [::ffff:203.0.113.5]:80")?;
     world.agent("agent", "connect 127.0.0.1:80")?;
     world.agent("other", "connect 203.0.113.5:80")?;
-    expect_leaks(world, &mut proxy, &[("no_listener", 5)])?;
+    expect_leaks(world, &mut proxy, &[("no_listener", 7)])?;
     let last = proxy.interceptor.status().leaked.remove(0);
     ensure!(last.last_destination == "203.0.113.5:80".parse()?, "{last:?}");
     ensure!(last.last_process.is_some(), "{last:?}");
