@@ -17,6 +17,8 @@ use crate::catalog::Site;
 mod check;
 mod environment;
 mod error;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod https;
 pub mod keys;
 mod load;

@@ -14,6 +14,8 @@ mod existing;
 mod firewall;
 mod follow;
 mod forecast;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod host;
 mod host_checks;
 mod kernel_log;

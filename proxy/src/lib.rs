@@ -14,6 +14,8 @@
 //! 9. [`cli`] is one verb a file.
 //!
 //! With the feature `counts`, which no shipped build has, `counts` is there too: what `cargo xtask bench instructions` counts.
+//! With the feature `fuzz`, which none has either, and in the unit tests `fuzz` is there: what `cargo xtask fuzz` runs on bytes
+//! that libFuzzer makes.
 //!
 //! [`address`] says which addresses may be dialled, [`secret`] reads files that nobody else may read, [`process`] knows the
 //! names of processes, `listener_set` makes the sockets of one address, one for each data thread.
@@ -28,6 +30,9 @@ pub mod config;
 #[cfg(feature = "counts")]
 #[doc(hidden)]
 pub mod counts;
+#[cfg(any(test, feature = "fuzz"))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod intercept;
 pub mod kubernetes;
 mod listener_set;

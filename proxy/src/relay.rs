@@ -39,6 +39,8 @@ mod timer;
 mod tunnel;
 pub mod upstream;
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use http::fuzz;
 use network::{NetworkId, Sockets, Taken};
 pub use origin::{kernel_original_dst, kernel_peer, kernel_peer_process, noted_original_dst};
 use outcome::{ClientTls, ConnectionRecord, Process, RequestRecord, Said, TlsClient, Via};

@@ -4,6 +4,8 @@
 //! nf_tables is read by netlink, so that it works in a container without a firewall's tools; `iptables-nft` and firewalld
 //! keep their rules there too. The older `iptables-legacy` has only its own tool to ask. Nothing is changed.
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) mod fuzz;
 mod legacy;
 mod nftables;
 mod rules;

@@ -49,15 +49,8 @@ pub(super) fn apply(
 
 /// What the prefix maps hold.
 pub(super) fn read(loaded: &Loaded) -> Result<BTreeSet<IpNet>, InterceptError> {
-    let v4 = keys(&loaded.prefix4, "PREFIX4", |key| {
-        let address = Ipv4Addr::from(key.data().to_ne_bytes());
-        IpNet::new(address.into(), length(key.prefix_len())).ok()
-    })?;
-    let v6 = keys(&loaded.prefix6, "PREFIX6", |key| {
-        let octets: Vec<u8> = key.data().iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let address = Ipv6Addr::from(<[u8; 16]>::try_from(octets).ok()?);
-        IpNet::new(address.into(), length(key.prefix_len())).ok()
-    })?;
+    let v4 = keys(&loaded.prefix4, "PREFIX4", net4)?;
+    let v6 = keys(&loaded.prefix6, "PREFIX6", net6)?;
     Ok(v4.into_iter().chain(v6).collect())
 }
 
@@ -78,11 +71,24 @@ fn length(bits: u32) -> u8 {
     u8::try_from(bits).unwrap_or(u8::MAX)
 }
 
-fn key4(address: Ipv4Addr, length: u8) -> Key<u32> {
+/// What [`key4`] was made of.
+pub(super) fn net4(key: &Key<u32>) -> Option<IpNet> {
+    let address = Ipv4Addr::from(key.data().to_ne_bytes());
+    IpNet::new(address.into(), length(key.prefix_len())).ok()
+}
+
+/// What [`key6`] was made of.
+pub(super) fn net6(key: &Key<[u32; 4]>) -> Option<IpNet> {
+    let octets: Vec<u8> = key.data().iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let address = Ipv6Addr::from(<[u8; 16]>::try_from(octets).ok()?);
+    IpNet::new(address.into(), length(key.prefix_len())).ok()
+}
+
+pub(super) fn key4(address: Ipv4Addr, length: u8) -> Key<u32> {
     Key::new(length.into(), u32::from_ne_bytes(address.octets()))
 }
 
-fn key6(address: Ipv6Addr, length: u8) -> Key<[u32; 4]> {
+pub(super) fn key6(address: Ipv6Addr, length: u8) -> Key<[u32; 4]> {
     // Segments of the address as words in network order, which is how the programs see them.
     let bits = address.to_bits();
     let word = |shift: u32| {

@@ -10,6 +10,8 @@ mod attach;
 mod chain;
 mod datapath;
 mod filter;
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) mod fuzz;
 mod gateways;
 mod links;
 mod narrow;

@@ -29,6 +29,8 @@ mod chunk;
 #[cfg(feature = "counts")]
 pub(super) mod counts;
 pub(super) mod exchange;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 pub(super) mod head;
 mod head2;
 mod linger;

@@ -372,5 +372,18 @@ fn number(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_be_bytes)
 }
 
+/// What is made of a datagram whose messages are taken for chains and for rules.
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) mod fuzz {
+    use super::{NfTables, Table, assemble};
+    use crate::intercept::tc::fuzz::answers;
+
+    pub(in crate::intercept::firewall) fn tables(datagram: &[u8]) -> Vec<Table> {
+        let messages = answers::<NfTables>(datagram).into_iter().flatten();
+        let bodies: Vec<Vec<u8>> = messages.map(|message| message.body).collect();
+        assemble(&bodies, &bodies)
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -182,7 +182,7 @@ pub(super) fn message(index: u32, handle: u32, parent: u32, info: u32) -> TcMess
 }
 
 /// One filter; none for the line that only announces a priority. What cannot be read stays in the list as an unknown.
-fn read(answer: &Read<RouteNetlinkMessage>, ours: &dyn Fn(u32, &str) -> bool) -> Option<Entry> {
+pub(super) fn read(answer: &Read<RouteNetlinkMessage>, ours: &dyn Fn(u32, &str) -> bool) -> Option<Entry> {
     match answer {
         Ok(RouteNetlinkMessage::NewTrafficFilter(message)) => read_filter(message, ours),
         Err(Unread { kind, payload, .. }) if *kind == libc::RTM_NEWTFILTER => {

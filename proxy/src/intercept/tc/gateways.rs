@@ -66,7 +66,7 @@ fn get_routes(family: u8) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetRoute(message)
 }
 
-fn read(message: &RouteMessage) -> Option<DefaultRoute> {
+pub(super) fn read(message: &RouteMessage) -> Option<DefaultRoute> {
     let header = &message.header;
     if header.destination_prefix_length > 1 || header.kind != RouteType::Unicast {
         return None;

@@ -107,7 +107,7 @@ fn get_netns_id(descriptor: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetNsId(message)
 }
 
-fn read_netns_id(message: &NsidMessage) -> Option<i32> {
+pub(super) fn read_netns_id(message: &NsidMessage) -> Option<i32> {
     message
         .attributes
         .iter()
@@ -119,7 +119,7 @@ fn read_netns_id(message: &NsidMessage) -> Option<i32> {
         .filter(|number| *number >= 0)
 }
 
-fn read_link(message: &LinkMessage) -> Result<Link, DecodeError> {
+pub(super) fn read_link(message: &LinkMessage) -> Result<Link, DecodeError> {
     let mut link = Link {
         index: message.header.index,
         hardware: message.header.link_layer_type.into(),
@@ -150,7 +150,7 @@ fn read_link(message: &LinkMessage) -> Result<Link, DecodeError> {
 }
 
 /// On a point-to-point interface `IFA_ADDRESS` is the other side, `IFA_LOCAL` ours; IPv6 has the first only.
-fn read_address(message: &AddressMessage) -> Option<IpAddr> {
+pub(super) fn read_address(message: &AddressMessage) -> Option<IpAddr> {
     let attributes = &message.attributes;
     let local = attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),

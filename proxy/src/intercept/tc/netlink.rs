@@ -206,7 +206,7 @@ fn socket(protocol: isize) -> io::Result<Socket> {
 }
 
 /// A request as bytes.
-fn encode<M: Protocol>(message: M, flags: u16, sequence: u32) -> Result<Vec<u8>, Refusal> {
+pub(super) fn encode<M: Protocol>(message: M, flags: u16, sequence: u32) -> Result<Vec<u8>, Refusal> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;
     header.sequence_number = sequence;
@@ -222,7 +222,7 @@ fn encode<M: Protocol>(message: M, flags: u16, sequence: u32) -> Result<Vec<u8>,
 
 /// Why there is no answer.
 #[derive(Debug)]
-enum Refusal {
+pub(super) enum Refusal {
     Socket(io::Error),
     Kernel { errno: i32, words: String },
     Malformed(DecodeError),
@@ -233,7 +233,7 @@ impl Refusal {
         Self::Malformed(DecodeError::from(why))
     }
 
-    fn into_error(self, what: &str) -> InterceptError {
+    pub(super) fn into_error(self, what: &str) -> InterceptError {
         let request = what.to_owned();
         match self {
             Self::Socket(error) if error.kind() == io::ErrorKind::WouldBlock => InterceptError::Netlink {
@@ -272,14 +272,14 @@ pub(super) fn malformed(what: &str, why: &dyn Display) -> InterceptError {
 }
 
 /// The answers to one request as they come in.
-struct Exchange<M> {
+pub(super) struct Exchange<M> {
     sequence: u32,
-    answers: Vec<Read<M>>,
+    pub(super) answers: Vec<Read<M>>,
     interrupted: bool,
 }
 
 impl<M: Protocol> Exchange<M> {
-    fn new(sequence: u32) -> Self {
+    pub(super) fn new(sequence: u32) -> Self {
         Self {
             sequence,
             answers: Vec::new(),
@@ -288,7 +288,7 @@ impl<M: Protocol> Exchange<M> {
     }
 
     /// Takes a datagram; true when it was the last.
-    fn absorb(&mut self, datagram: &[u8]) -> Result<bool, Refusal> {
+    pub(super) fn absorb(&mut self, datagram: &[u8]) -> Result<bool, Refusal> {
         let mut rest = datagram;
         while !rest.is_empty() {
             // Checks that the message is no shorter than a header and no longer than what is there.

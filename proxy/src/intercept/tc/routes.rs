@@ -74,13 +74,13 @@ impl RouteChanges {
 
 /// A rule as the kernel lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Rule {
+pub(super) struct Rule {
     family: u8,
     preference: u32,
     mark: u32,
     mask: u32,
     iif: Option<String>,
-    oif: Option<String>,
+    pub(super) oif: Option<String>,
     table: u32,
     action: RuleAction,
     protocol: u8,
@@ -105,7 +105,7 @@ impl Rule {
         self.protocol == PROTOCOL && self.table == TABLE && self.preference == RULE_PREFERENCE
     }
 
-    fn message(&self) -> RuleMessage {
+    pub(super) fn message(&self) -> RuleMessage {
         let mut message = get_rules(self.family);
         message.header.action = self.action;
         message.attributes = vec![
@@ -121,7 +121,7 @@ impl Rule {
         message
     }
 
-    fn read(message: &RuleMessage) -> Self {
+    pub(super) fn read(message: &RuleMessage) -> Self {
         let mut rule = Self {
             family: message.header.family.into(),
             preference: 0,
@@ -162,7 +162,7 @@ impl Rule {
             && (self.mark ^ mark.value) & self.mask & mark.mask == 0
     }
 
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         let family = if self.family == V6 { "IPv6" } else { "IPv4" };
         let mut text = format!("{family} rule {}:", self.preference);
         if self.mask != 0 {

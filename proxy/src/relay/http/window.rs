@@ -85,7 +85,7 @@ impl Window {
     }
 
     /// With what a client sent before.
-    #[cfg(any(test, feature = "counts"))]
+    #[cfg(any(test, feature = "counts", feature = "fuzz"))]
     pub(in crate::relay) fn holding(buffers: Rc<Buffers>, bytes: &[u8]) -> Self {
         let mut window = Self::new(buffers);
         let mut buffer = window.buffers.take();

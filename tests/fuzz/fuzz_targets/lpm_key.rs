@@ -1,0 +1,4 @@
+//! See `agent_fips_proxy::fuzz::lpm_key`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| agent_fips_proxy::fuzz::lpm_key(bytes));
