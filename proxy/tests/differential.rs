@@ -25,5 +25,7 @@ mod oracle;
 mod requests;
 #[path = "differential/run.rs"]
 mod run;
+#[path = "differential/splits.rs"]
+mod splits;
 #[path = "differential/wire.rs"]
 mod wire;

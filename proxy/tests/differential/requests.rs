@@ -17,7 +17,7 @@ use crate::oracle::{self, Read};
 use crate::{run, wire};
 
 /// Behind each stream: what comes before it is complete then, or has swallowed it, and the connection ends.
-const LAST: &[u8] = b"GET /last HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+pub const LAST: &[u8] = b"GET /last HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
 /// What a client sends.
 #[derive(Clone, Debug)]
@@ -64,7 +64,7 @@ impl Case {
 }
 
 /// A request as a good client sends it.
-fn good() -> impl Strategy<Value = Vec<u8>> {
+pub fn good() -> impl Strategy<Value = Vec<u8>> {
     let line = (
         select(vec![
             "GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "M-SEARCH",
@@ -171,7 +171,7 @@ fn case() -> impl Strategy<Value = Case> {
 }
 
 /// A stream that remembers what was read from it.
-struct Tee(TcpStream, Arc<Mutex<Vec<u8>>>);
+pub struct Tee(pub TcpStream, pub Arc<Mutex<Vec<u8>>>);
 
 impl io::Read for Tee {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
@@ -210,9 +210,9 @@ fn recording() -> (Upstream, Recorded, Arc<AtomicUsize>) {
 
 /// What came back to the client.
 #[derive(Debug, Default)]
-struct Answers {
+pub struct Answers {
     /// The intake's, each complete.
-    relayed: usize,
+    pub relayed: usize,
     /// Ours, at the end: its status.
     own: Option<u16>,
     /// What is neither.
@@ -246,7 +246,7 @@ fn answers(mut bytes: &[u8]) -> Answers {
 }
 
 /// The client's side of one case.
-fn ask(proxy: &Proxy, bytes: &[u8], split: &Split) -> Answers {
+pub fn ask(proxy: &Proxy, bytes: &[u8], split: &Split) -> Answers {
     let mut client = proxy.client();
     let mut writer = client.stream.try_clone().unwrap();
     let split = split.clone();
