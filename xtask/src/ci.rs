@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::bench::instructions;
-use crate::{audit, docs, lint, test};
+use crate::{audit, docs, fuzz, lint, test};
 
 /// The other kernel of every run: Debian 12's own, without TCX and with the refusals of an older verifier. The rest is run by hand
 /// (`cargo xtask test --kernel 5.10 --kernel 6.12 --kernel latest`): each takes minutes under emulation.
@@ -22,5 +22,7 @@ pub fn run(_: &Options) -> Result<()> {
     audit::run(&audit::Options::default())?;
     // Behind the audit, whose release build has compiled the dependencies.
     instructions::run(&instructions::Options::default())?;
+    // Before the tests, which need what it compiles of other crates.
+    fuzz::run(&fuzz::Options::default())?;
     test::run_with_kernel(KERNEL, SUITES)
 }

@@ -87,9 +87,9 @@ pub fn run(options: &Options) -> Result<()> {
                 "--locked",
                 "--workspace",
                 "--all-targets",
-                // What only the counts of instructions compile is held to the same.
+                // What only the counts of instructions and the fuzz targets compile is held to the same.
                 "--features",
-                "agent-fips-proxy/counts",
+                "agent-fips-proxy/counts,agent-fips-proxy-fuzz/run",
                 "--",
                 "-D",
                 "warnings",

@@ -6,6 +6,7 @@ mod build;
 mod ci;
 mod demo;
 mod docs;
+mod fuzz;
 mod kernel;
 mod lint;
 mod setup;
@@ -38,13 +39,15 @@ enum Verb {
     Test(test::Options),
     /// Measure against peers in the same run, as ratios (root): the whole relay, or a part by its name
     Bench(bench::Options),
+    /// Run our readers of others' bytes on bytes that libFuzzer makes, ten seconds for each target
+    Fuzz(fuzz::Options),
     /// Write docs/reference from the program's own tables
     Docs(docs::Options),
     /// Check formatting, clippy and the rules of this repository
     Lint(lint::Options),
     /// Prove of the release build: the module and only it, no banned crate, no unexplained advisory, hardening
     Audit(audit::Options),
-    /// What CI runs: lint, test, audit
+    /// What CI runs: lint, audit, the counts of instructions, fuzz, test
     Ci(ci::Options),
 }
 
@@ -69,6 +72,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Demo(options) => demo::run(&options),
         Verb::Test(options) => test::run(&options),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Docs(options) => docs::run(&options),
         Verb::Lint(options) => lint::run(&options),
         Verb::Audit(options) => audit::run(&options),
@@ -92,6 +96,9 @@ mod tests {
             "bench datapath --rounds 5 --json x",
             "bench --gate --workloads W1",
             "test --suite bench x",
+            "fuzz",
+            "fuzz event netlink --seconds 600",
+            "fuzz --keep",
         ] {
             let words = ["xtask"].into_iter().chain(words.split(' '));
             assert!(
@@ -101,5 +108,7 @@ mod tests {
             );
         }
         assert!(Cli::try_parse_from(["xtask", "bench", "--gate", "datapath"]).is_err());
+        // For libFuzzer that would be for ever.
+        assert!(Cli::try_parse_from(["xtask", "fuzz", "--seconds", "0"]).is_err());
     }
 }

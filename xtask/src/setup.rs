@@ -33,8 +33,8 @@ pub struct Need {
 
 const NEEDS: &[Need] = &[
     Need {
-        what: "a C compiler and make (FIPS module)",
-        present: || has("cc") && has("make"),
+        what: "C and C++ compilers and make (FIPS module, fuzzing engine)",
+        present: || has("cc") && has("c++") && has("make"),
         packages: &["build-essential"],
     },
     Need {
