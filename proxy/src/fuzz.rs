@@ -1,4 +1,4 @@
-//! What `cargo xtask fuzz` runs on bytes that libFuzzer makes: everything that reads bytes of others. Built only with the feature
+//! What `cargo xtask fuzz` runs on bytes that libFuzzer makes: our readers of others' bytes. Built only with the feature
 //! `fuzz`, which the programs in `tests/fuzz` need and no shipped build has, and for the unit tests, which run every input of the
 //! corpora there.
 //!

@@ -2,11 +2,13 @@
 #![expect(clippy::panic, reason = "that is how a finding is reported")]
 
 use std::cell::RefCell;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{Inputs, Loaded, Paths, Source, load, show};
 
@@ -26,12 +28,8 @@ pub(crate) fn configuration(bytes: &[u8]) {
         }
         Err(error) => panic!("no file to read from: {error}"),
     };
-    assert!(
-        first
-            .settings
-            .iter()
-            .all(|setting| show(&first).contains(&setting.key))
-    );
+    let shown = show(&first);
+    assert!(first.settings.iter().all(|setting| shown.contains(&setting.key)));
     let written = written(&first);
     match loaded(written.as_bytes(), b"") {
         Ok(Ok(second)) => {
@@ -101,9 +99,7 @@ struct Nameless {
 
 impl Nameless {
     fn new() -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(nix::libc::O_TMPFILE);
-        let file = options.open(Path::new("/dev/shm"))?;
+        let file = File::from(memfd_create(c"settings", MFdFlags::MFD_CLOEXEC)?);
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         Ok(Self { file, path })
     }
