@@ -1,6 +1,7 @@
 //! A certificate authority for the fake intake, with leaves that are good and leaves that are wrong in one way each.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use anyhow::Result;
 use base64::Engine as _;
@@ -117,6 +118,11 @@ impl Authority {
 
     /// A server certificate for `names`, wrong as `fault` says.
     pub fn leaf(&self, names: &[String], fault: Fault) -> Result<Leaf> {
+        self.leaf_until(names, fault, None)
+    }
+
+    /// The same, valid until the end of this second.
+    pub fn leaf_until(&self, names: &[String], fault: Fault, until: Option<SystemTime>) -> Result<Leaf> {
         let names = match fault {
             Fault::WrongName => vec!["wrong.example.net".to_owned()],
             _ => names.to_vec(),
@@ -129,7 +135,10 @@ impl Authority {
         (params.not_before, params.not_after) = match fault {
             Fault::Expired => (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1)),
             Fault::NotYetValid => (date_time_ymd(2090, 1, 1), date_time_ymd(2091, 1, 1)),
-            _ => (date_time_ymd(2024, 1, 1), date_time_ymd(2089, 1, 1)),
+            _ => (
+                date_time_ymd(2024, 1, 1),
+                until.map_or_else(|| date_time_ymd(2089, 1, 1), Into::into),
+            ),
         };
         let serial = SerialNumber::from(fresh_serial());
         params.serial_number = Some(serial.clone());

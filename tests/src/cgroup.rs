@@ -106,6 +106,76 @@ impl Drop for Cgroup {
     }
 }
 
+/// A cgroup whose processes have so much memory; removed by its guard.
+pub struct MemoryLimit {
+    path: PathBuf,
+    version: u8,
+}
+
+impl MemoryLimit {
+    /// In the hierarchy that has the memory controller on this machine: cgroup2, or the controller's own of version 1.
+    pub fn new(bytes: u64) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let unified = mount()?;
+        let controllers = std::fs::read_to_string(unified.join("cgroup.subtree_control"))?;
+        let (above, version, key) = if controllers.split_whitespace().any(|name| name == "memory") {
+            (unified, 2, "memory.max")
+        } else {
+            let above = controller("memory").context("no hierarchy has the memory controller")?;
+            (above, 1, "memory.limit_in_bytes")
+        };
+        sweep_below(&above)?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = above.join(format!("afp-test-{}-memory-{number}", std::process::id()));
+        std::fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        let limit = Self { path, version };
+        std::fs::write(limit.path.join(key), bytes.to_string())
+            .with_context(|| format!("cannot write {key} of {}", limit.path.display()))?;
+        Ok(limit)
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How many processes the kernel ended in it for want of memory.
+    pub fn killed(&self) -> Result<u64> {
+        let file = self.path.join(match self.version {
+            2 => "memory.events",
+            _ => "memory.oom_control",
+        });
+        let text = std::fs::read_to_string(&file)?;
+        let found = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        found
+            .and_then(|count| count.trim().parse().ok())
+            .with_context(|| format!("no oom_kill in {}", file.display()))
+    }
+}
+
+impl Drop for MemoryLimit {
+    fn drop(&mut self) {
+        let removed = eventually("removing a test cgroup", Duration::from_secs(5), || {
+            std::fs::remove_dir(&self.path)?;
+            Ok(Some(()))
+        });
+        if let Err(error) = removed {
+            eprintln!("harness: {} stays behind: {error:#}", self.path.display());
+        }
+    }
+}
+
+/// Where the hierarchy of version 1 with this controller is mounted.
+fn controller(name: &str) -> Option<PathBuf> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    text.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let mut words = right.split(' ');
+        let ours = words.next()? == "cgroup" && words.nth(1)?.split(',').any(|option| option == name);
+        ours.then(|| left.split(' ').nth(4).map(PathBuf::from))?
+    })
+}
+
 /// Where cgroup2 is mounted, from mountinfo: `/sys/fs/cgroup` on most systems, `/sys/fs/cgroup/unified` on hybrid ones.
 pub fn mount() -> Result<PathBuf> {
     let text = std::fs::read_to_string("/proc/self/mountinfo")?;
@@ -119,7 +189,11 @@ pub fn mount() -> Result<PathBuf> {
 
 /// Removes what a killed test left: cgroups of ours whose maker is gone. One that still has processes stays.
 fn sweep() -> Result<()> {
-    for entry in std::fs::read_dir(mount()?)?.flatten() {
+    sweep_below(&mount()?)
+}
+
+fn sweep_below(above: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(above)?.flatten() {
         let name = entry.file_name().into_string().unwrap_or_default();
         let maker = name
             .strip_prefix("afp-test-")

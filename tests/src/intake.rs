@@ -24,6 +24,7 @@ use crate::ca::Leaf;
 use crate::netns::Host;
 
 pub use tls::Peer;
+pub(crate) use tls::{server_config, session};
 
 /// How an intake is set up.
 pub struct Options {
@@ -278,7 +279,7 @@ async fn serve(
     stopped: oneshot::Receiver<()>,
 ) -> Result<()> {
     let acceptor = Arc::new(tls::Acceptor::new(
-        options.leaf,
+        &options.leaf,
         options.peer,
         options.http2,
         clients,
@@ -332,7 +333,7 @@ async fn connection(stream: TcpStream, number: u64, acceptor: Arc<tls::Acceptor>
     match acceptor.accept(stream).await {
         Err(refused) => lock(&shared.refused).push(refused),
         Ok(stream) => {
-            let session = tls::session(&stream);
+            let session = session(stream.get_ref().1);
             let connection = Connection {
                 number,
                 local,

@@ -5,8 +5,10 @@
 //! - [`kubernetes`]: a real one-node Kubernetes on such a host.
 //! - [`cgroup`]: child cgroups of the unified hierarchy.
 //! - [`ca`]: a certificate authority with good and bad leaves.
+//! - [`clock`]: the wall clock of one process, moved.
 //! - [`local_ca`]: the proxy's local authority, made as an operator makes it.
 //! - [`intake`]: a strict TLS intake that records what it saw, and a plain listener that catches leaks.
+//! - [`hostile`]: an intake that breaks on purpose, by a script of steps.
 //! - [`dns`]: a name server that knows no name.
 //! - [`forward`]: a site's outbound proxy, strict about what it is asked.
 //! - [`proxy`]: the binary under test: start, wait until ready, read its logs and metrics, stop.
@@ -24,9 +26,11 @@ pub mod bench;
 pub mod bpf;
 pub mod ca;
 pub mod cgroup;
+pub mod clock;
 pub mod cni;
 pub mod dns;
 pub mod forward;
+pub mod hostile;
 pub mod inject;
 pub mod intake;
 pub mod kubernetes;

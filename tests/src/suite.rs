@@ -14,6 +14,8 @@ pub enum Need {
     Bpf,
     /// The CNI plug-ins and iptables, on top of root.
     Cni,
+    /// `iptables` and `ip6tables`, on top of root.
+    Iptables,
     /// The programs of a one-node Kubernetes (built when missing), on top of root.
     Kubernetes,
     /// The PyPI packages `datadog` and `datadog-api-client` in `target/venv` (made when missing).
@@ -38,6 +40,7 @@ impl Need {
             Self::Bpf => crate::cgroup::mount().err().map(|error| format!("{error:#}")),
             Self::Cni if !root => Some("root is needed to make pods".to_owned()),
             Self::Cni => crate::cni::obstacle(),
+            Self::Iptables => absent("iptables", "--version").or_else(|| absent("ip6tables", "--version")),
             Self::Kubernetes if !root => Some("root is needed to run a Kubernetes node".to_owned()),
             Self::Kubernetes => crate::kubernetes::obstacle(),
             Self::Python => crate::agent::python().err().map(|error| format!("{error:#}")),
@@ -58,6 +61,11 @@ fn absent(program: &str, word: &str) -> Option<String> {
 
 /// One case. On failure the error chain is the report.
 pub fn case(name: &str, needs: &'static [Need], body: fn() -> Result<()>) -> Trial {
+    row(name, needs, body)
+}
+
+/// The same for a row of a table.
+pub fn row(name: &str, needs: &'static [Need], body: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
     let title = name.to_owned();
     Trial::ignorable_test(name, move || {
         if let Some(reason) = needs.iter().find_map(|need| need.missing()) {
@@ -77,8 +85,13 @@ pub fn case(name: &str, needs: &'static [Need], body: fn() -> Result<()>) -> Tri
 
 /// Runs a suite: one case at a time unless `--test-threads` says otherwise, since cases count connections and seconds.
 pub fn run(cases: Vec<Trial>) -> std::process::ExitCode {
+    run_at_once(cases, 1)
+}
+
+/// The same with so many cases at a time: for those that share nothing.
+pub fn run_at_once(cases: Vec<Trial>, at_once: usize) -> std::process::ExitCode {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(1);
+    arguments.test_threads.get_or_insert(at_once);
     libtest_mimic::run(&arguments, cases).exit_code()
 }
 

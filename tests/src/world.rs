@@ -80,7 +80,7 @@ pub struct World {
     /// The leak detector, port 80 of the intake's addresses and of [`ELSEWHERE`].
     pub plain: Plain,
     /// The host's name server.
-    _name_server: Option<NameServer>,
+    pub name_server: Option<NameServer>,
     /// Where Agent and proxy run.
     pub host: Host,
     /// Where the intake runs.
@@ -123,7 +123,7 @@ impl World {
         Ok(Self {
             intake,
             plain,
-            _name_server: name_server,
+            name_server,
             host,
             net,
             authority,

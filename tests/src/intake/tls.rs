@@ -6,7 +6,7 @@ use anyhow::Result;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::WebPkiClientVerifier;
 use rustls::version::{TLS12, TLS13};
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -39,7 +39,7 @@ pub(super) enum Acceptor {
 
 impl Acceptor {
     pub(super) fn new(
-        leaf: Leaf,
+        leaf: &Leaf,
         peer: Peer,
         http2: bool,
         clients: Option<CertificateDer<'static>>,
@@ -82,8 +82,7 @@ impl Acceptor {
 }
 
 /// What a session agreed on.
-pub(super) fn session(stream: &TlsStream<TcpStream>) -> Session {
-    let (_, connection) = stream.get_ref();
+pub(crate) fn session(connection: &ServerConnection) -> Session {
     Session {
         sni: connection.server_name().map(str::to_owned),
         version: connection
@@ -102,14 +101,15 @@ pub(super) fn session(stream: &TlsStream<TcpStream>) -> Session {
     }
 }
 
+/// A server's configuration, FIPS or not.
 #[expect(
     clippy::disallowed_methods,
     reason = "the peer must be able to speak what the proxy's own constructor forbids"
 )]
-fn server_config(
+pub(crate) fn server_config(
     provider: CryptoProvider,
     versions: &[&'static rustls::SupportedProtocolVersion],
-    leaf: Leaf,
+    leaf: &Leaf,
     clients: Option<CertificateDer<'static>>,
 ) -> Result<ServerConfig> {
     let provider = Arc::new(provider);
@@ -126,7 +126,7 @@ fn server_config(
             )
         }
     };
-    let mut config = builder.with_single_cert(leaf.chain, leaf.key)?;
+    let mut config = builder.with_single_cert(leaf.chain.clone(), leaf.key.clone_key())?;
     // The FIPS provider would insist; a weak peer does not, and the client has to.
     config.require_ems = false;
     Ok(config)
