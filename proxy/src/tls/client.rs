@@ -20,6 +20,7 @@ use super::identity::{self, Identity, Presenter};
 use super::pins::Pins;
 use super::provider::{self, Offer};
 use super::roots::{self, RootsStatus};
+use super::sessions::Sessions;
 use super::{Negotiated, TrustStatus, verify};
 use crate::config::{CrlPolicy, OutboundProxy, Pin, TlsPolicy, Upstream};
 use crate::secret::Secrets;
@@ -28,9 +29,6 @@ use crate::secret::Secrets;
 /// bodies' worth of our 64 KiB writes: less stalls a bulk upload, more only moves waiting from the client into our
 /// memory.
 const BUFFER_LIMIT: usize = 128 * 1024;
-
-/// Sessions remembered for resumption, over all names; the catalogue has some seventy. Memory only, never on disk.
-const REMEMBERED_SESSIONS: usize = 256;
 
 /// A stream that is encrypted towards the intake.
 pub type ClientStream<IO> = tokio_rustls::client::TlsStream<IO>;
@@ -74,6 +72,7 @@ struct State {
     crl_policy: CrlPolicy,
     /// `hard_fail` and not a single list: the library would take that for "do not check".
     refuses_all: bool,
+    sessions: Arc<Sessions>,
     /// Names whose sessions began with our certificate.
     presented: Mutex<HashSet<String>>,
 }
@@ -218,12 +217,16 @@ impl Client {
         if state.refuses_all {
             return Err(HandshakeError::revocation_unknown(name));
         }
-        let (connected, presented) = identity::watching(state.connector.connect(server, io)).await;
+        let (connected, presented) = identity::watching(state.connector.connect(server.clone(), io)).await;
         let mut stream = connected.map_err(|error| HandshakeError::from_io(name, &error))?;
         let (_, session) = stream.get_mut();
         // Only now: the handshake's own flights, certificates included, are not to be held back.
         session.set_buffer_limit(Some(BUFFER_LIMIT));
         let mut negotiated = Negotiated::of(session, name);
+        if !negotiated.resumed {
+            let chain = session.peer_certificates().unwrap_or_default();
+            state.sessions.verified(&server, chain);
+        }
         negotiated.client_certificate = state.presented(name, presented, negotiated.resumed);
         negotiated.pin = self.pin(&state, session, name)?;
         Ok((stream, negotiated))
@@ -376,12 +379,14 @@ impl State {
             .map_err(|error| ConfigError::Refused(error.to_string()))?;
         let refuses_all = checks && crls.is_empty() && crl_policy == CrlPolicy::HardFail;
         let verifier = verify::verifier(provider, roots, lists, crl_policy)?;
-        let config = client_config(policy, provider, verifier, Arc::clone(presenter), protocols)?;
+        let sessions = Arc::new(Sessions::new());
+        let config = client_config(policy, provider, verifier, presenter, &sessions, protocols)?;
         Ok(Self {
             connector: TlsConnector::from(Arc::new(config)),
             crls,
             crl_policy,
             refuses_all,
+            sessions,
             presented: Mutex::default(),
         })
     }
@@ -426,7 +431,8 @@ fn client_config(
     policy: TlsPolicy,
     provider: &Arc<CryptoProvider>,
     verifier: Arc<WebPkiServerVerifier>,
-    presenter: Arc<Presenter>,
+    presenter: &Arc<Presenter>,
+    sessions: &Arc<Sessions>,
     protocols: &[&[u8]],
 ) -> Result<ClientConfig, ConfigError> {
     if !provider.fips() {
@@ -438,13 +444,13 @@ fn client_config(
         .with_protocol_versions(provider::versions(policy))
         .map_err(|error| ConfigError::Refused(error.to_string()))?
         .with_webpki_verifier(verifier)
-        .with_client_cert_resolver(presenter);
+        .with_client_cert_resolver(Arc::<Presenter>::clone(presenter));
     config.require_ems = true;
     config.key_log = Arc::new(rustls::NoKeyLog);
     config.enable_early_data = false;
     config.enable_secret_extraction = false;
     config.enable_sni = true;
-    config.resumption = Resumption::in_memory_sessions(REMEMBERED_SESSIONS);
+    config.resumption = Resumption::store(Arc::<Sessions>::clone(sessions));
     config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     if !config.fips() {
         return Err(ConfigError::NotApproved {
