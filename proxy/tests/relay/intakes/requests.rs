@@ -56,6 +56,39 @@ fn a_client_is_told_to_continue_when_it_waits_and_the_intake_is_there() {
     }
 }
 
+/// A client that waits for permission takes a final answer for none, and may use its connection for something else, although it was
+/// invited meanwhile: then that would be read as the body.
+#[test]
+fn an_early_answer_to_who_hesitates_is_the_last_of_its_connection() {
+    for intake in Intake::both() {
+        let proxy = intake.proxy();
+        let mut client = proxy.client();
+        client.send(
+            "POST /early HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+        );
+        let mut answer = client.response();
+        if answer.status() == 100 {
+            answer = client.response();
+        }
+        assert_eq!(
+            (answer.status(), answer.header("connection")),
+            (413, Some("close")),
+            "{}: {}",
+            intake.name(),
+            answer.head
+        );
+        // Who sent its body has said what its connection is for.
+        let mut client = proxy.client();
+        client.send(
+            "POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+        );
+        assert_eq!(client.response().status(), 100, "{}", intake.name());
+        client.send("hello");
+        let answer = client.response();
+        assert_eq!((answer.status(), answer.header("connection")), (200, None));
+    }
+}
+
 #[test]
 fn clients_of_http_1_0_get_what_they_can_read() {
     for intake in Intake::both() {

@@ -52,6 +52,8 @@ pub(super) struct Inbound<IO> {
     pub(super) outline: Outline,
     /// The client waits for permission to send its body, and this is still to be said. Nothing: it waits in our TLS session.
     invitation: Option<&'static [u8]>,
+    /// It waited for that, and has sent nothing of its body yet.
+    hesitates: bool,
     /// Whether the client reads.
     unread: Stall,
 }
@@ -67,6 +69,7 @@ impl<IO: ClientIo> Inbound<IO> {
             waiting: None,
             outline: Outline::default(),
             invitation: None,
+            hesitates: false,
             unread: Stall::default(),
         }
     }
@@ -87,13 +90,16 @@ impl<IO: ClientIo> Inbound<IO> {
         // Who sent some of it waits for nothing.
         let waits = expects_continue && !self.window.is_ended() && self.window.data().is_empty();
         self.invitation = waits.then_some(CONTINUE);
+        self.hesitates = waits;
         decoded
     }
 
-    /// We drain: an answer that begins now is the connection's last.
+    /// An answer that begins now is the connection's last: we drain, or the client has not decided yet whether it sends its body.
+    /// It may take the answer for leave not to (RFC 9110 section 10.1.1), also when it was invited a moment ago: curl does, and
+    /// its next request would be read as the body.
     pub(super) fn is_last(&self) -> bool {
         // Nobody could stop us any more without the sender, so we stop.
-        *self.drain.borrow() || self.drain.has_changed().is_err()
+        self.hesitates || *self.drain.borrow() || self.drain.has_changed().is_err()
     }
 
     /// Reads more of the body, once all that was there is taken; a client that waits for permission gets it. With `keep`, what
@@ -189,6 +195,7 @@ impl<IO: ClientIo> Inbound<IO> {
 
     /// There is nothing to wait for any more, unless it is half said.
     fn uninvite(&mut self) {
+        self.hesitates = false;
         self.invitation = self.invitation.filter(|rest| rest.len() < CONTINUE.len());
     }
 
