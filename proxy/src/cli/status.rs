@@ -12,8 +12,8 @@ use crate::observe::logging::Lost;
 use crate::relay::network::NetworkId;
 use crate::supervise::admin::{self, Answer, Request};
 use crate::supervise::protocol::{
-    ClientTlsStatus, HttpsStatus, InterceptionStatus, ListenerStatus, MasterStatus, ProductStatus, SelfTest,
-    UpstreamSessionStatus, UpstreamTlsStatus, WorkerStatus,
+    ClientTlsStatus, DnsStatus, HttpsStatus, InterceptionStatus, ListenerStatus, MasterStatus, ProductStatus,
+    SelfTest, UpstreamSessionStatus, UpstreamTlsStatus, WorkerStatus,
 };
 use crate::supervise::sandbox::Sandbox;
 use crate::tls::ca::{AuthoritiesStatus, Role};
@@ -65,6 +65,8 @@ pub struct Report {
     worker_restarts: u64,
     /// Connections of our own through the live datapath, by the way they took.
     self_tests: Vec<SelfTest>,
+    #[serde(default)]
+    dns: DnsStatus,
     #[serde(default)]
     log_lost: LogLost,
 }
@@ -119,6 +121,7 @@ impl Report {
             outbound_proxy: None,
             worker_restarts: master.worker_restarts,
             self_tests: master.self_tests.unwrap_or_default(),
+            dns: DnsStatus::default(),
             log_lost: LogLost {
                 master: master.log_lost,
                 worker: None,
@@ -141,6 +144,7 @@ impl Report {
             report.upstream_sessions = worker.upstream_sessions;
             report.trust = Some(worker.trust);
             report.outbound_proxy = worker.outbound_proxy;
+            report.dns = worker.dns;
             report.log_lost.worker = Some(worker.log_lost);
         }
         report
@@ -259,6 +263,14 @@ fn print(report: &Report) {
         if let Some(lost) = lost.filter(Lost::any) {
             say!("log              LOST by the {process}: {lost}");
         }
+    }
+    for stale in &report.dns.stale {
+        say!(
+            "names            {}: its last good addresses are used, {} s old: {}",
+            stale.name,
+            stale.age_s,
+            stale.problem
+        );
     }
     say!("connections      {}", report.connections);
     for test in &report.self_tests {

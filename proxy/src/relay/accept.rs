@@ -27,6 +27,7 @@ use super::outcome::{ConnectionRecord, Outcome, Said, Via};
 use super::slots::{Full, Slot};
 use super::upstream::connect::Handshake;
 use super::upstream::destination::Destinations;
+use super::upstream::health::Health;
 use super::upstream::pool::Pool;
 use super::{Listener, Recorder, Role, Shared, drained};
 
@@ -43,6 +44,7 @@ pub(super) struct Thread<H> {
     pub(super) shared: Arc<Shared<H>>,
     pub(super) pool: Rc<Pool>,
     pub(super) destinations: Destinations,
+    pub(super) health: Health,
     pub(super) buffers: Rc<Buffers>,
     /// By port: a destination's port is hardly ever a listener's.
     own: RefCell<BTreeMap<u16, Vec<Own>>>,
@@ -67,6 +69,7 @@ impl<H> Thread<H> {
             shared,
             pool,
             destinations: Destinations::default(),
+            health: Health::default(),
             buffers,
             own: RefCell::default(),
         }
@@ -93,6 +96,7 @@ impl<H> Thread<H> {
             !own.is_empty()
         });
         self.destinations.leave(network);
+        self.health.leave(network);
         self.pool.leave(network);
     }
 

@@ -2,8 +2,6 @@
 
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::io;
-use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Poll, ready};
@@ -22,21 +20,24 @@ use super::http::body::{Upload, UploadBody};
 use super::http::record::Recording;
 use super::http::{Client, RequestTimer};
 use super::network::NetworkId;
-use super::origin::UpstreamAddr;
-use super::outcome::Outcome;
+use super::origin::OriginalDst;
 
 pub mod connect;
 pub(super) mod destination;
+mod failure;
+pub(super) mod health;
 pub mod outbound;
 pub(super) mod pool;
+mod race;
 pub mod resolve;
 pub(super) mod retry;
 mod socket;
 mod tail;
 pub(super) mod target;
 
-use connect::{Handshake, HandshakeFailure, Way};
+use connect::{Handshake, To, Way};
 use destination::Destination;
+pub(super) use failure::{Broken, Failure};
 use pool::{For, Lease, Line, Sender, Shelf};
 pub use socket::Socket;
 pub(super) use socket::bytes_confirmed;
@@ -49,190 +50,12 @@ pub(super) struct Reply {
     pub(super) lease: Lease,
 }
 
-/// Why there is no response. Messages name addresses and names, never content.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
-    /// The name does not resolve.
-    #[error("cannot resolve {name}: {source}")]
-    Resolve {
-        /// The name.
-        name: String,
-        /// Why.
-        source: resolve::ResolveError,
-    },
-    /// The name has no address that is not tried yet.
-    #[error("{name} has no address")]
-    NoAddress {
-        /// The name.
-        name: String,
-    },
-    /// The name leads to where an intake cannot be.
-    #[error(
-        "{name} resolves to {ip}, which is not public: name its network in upstream.allow_private to dial it"
-    )]
-    RefusedAddress {
-        /// The name.
-        name: String,
-        /// One of its addresses.
-        ip: IpAddr,
-    },
-    /// An intercepted connection was meant for where an intake cannot be. Another address may lead past what was meant.
-    #[error(
-        "the connection for {name} was meant for {ip}, which is not public: name its network in \
-         upstream.allow_private to dial it (PrivateLink)"
-    )]
-    RefusedOriginal {
-        /// The name.
-        name: String,
-        /// The original address.
-        ip: IpAddr,
-    },
-    /// The outbound proxy is where no proxy can be.
-    #[error(
-        "the outbound proxy {proxy} resolves to {ip}, which is no address for a proxy: name its network in \
-         upstream.allow_private to dial it"
-    )]
-    RefusedProxy {
-        /// `host:port` of upstream.proxy.url.
-        proxy: String,
-        /// One of its addresses.
-        ip: IpAddr,
-    },
-    /// The outbound proxy did not make a tunnel.
-    #[error(
-        "no tunnel to {destination}: the outbound proxy {proxy} at {addr} (upstream.proxy.url): {source}"
-    )]
-    Tunnel {
-        /// Where to.
-        destination: String,
-        /// `host:port` of upstream.proxy.url.
-        proxy: String,
-        /// Its address.
-        addr: UpstreamAddr,
-        /// Why.
-        source: outbound::TunnelFailure,
-    },
-    /// TCP with the outbound proxy failed.
-    #[error("cannot connect to the outbound proxy {proxy} at {addr} (upstream.proxy.url): {source}")]
-    ProxyConnect {
-        /// `host:port` of upstream.proxy.url.
-        proxy: String,
-        /// Its address.
-        addr: UpstreamAddr,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The way through the outbound proxy took too long.
-    #[error(
-        "connecting to {destination} through the outbound proxy {proxy} at {addr} took longer than \
-         upstream.connect_timeout"
-    )]
-    ProxyTimeout {
-        /// Where to.
-        destination: String,
-        /// `host:port` of upstream.proxy.url.
-        proxy: String,
-        /// Its address.
-        addr: UpstreamAddr,
-    },
-    /// TCP failed.
-    #[error("cannot connect to {addr}: {source}")]
-    Connect {
-        /// The address.
-        addr: UpstreamAddr,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// TCP and TLS took too long.
-    #[error("connecting to {addr} took longer than upstream.connect_timeout")]
-    ConnectTimeout {
-        /// The address.
-        addr: UpstreamAddr,
-    },
-    /// TLS failed.
-    #[error("{source}, at {addr}")]
-    Handshake {
-        /// The address.
-        addr: UpstreamAddr,
-        /// Why, with the name that was to be verified.
-        source: HandshakeFailure,
-    },
-    /// The intake broke the connection or HTTP.
-    #[error("the intake at {addr} broke the connection: {source}")]
-    Protocol {
-        /// The address.
-        addr: UpstreamAddr,
-        /// How; it never quotes content.
-        source: Broken,
-    },
-    /// The intake answered something that we did not ask for.
-    #[error("the intake at {addr} answered {status} to a request that asked for no upgrade")]
-    Upgrade {
-        /// The address.
-        addr: UpstreamAddr,
-        /// The status.
-        status: StatusCode,
-    },
-    /// No response head in time.
-    #[error("the intake at {addr} did not answer within upstream.response_timeout")]
-    Timeout {
-        /// The address.
-        addr: UpstreamAddr,
-    },
-    /// A connection that cannot carry this request.
-    #[error("no connection accepted the request for {name}")]
-    NotSent {
-        /// The name.
-        name: String,
-    },
-}
-
-/// How an intake broke a connection.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Broken {
-    /// As hyper says.
-    #[error(transparent)]
-    Hyper(#[from] hyper::Error),
-    /// As TCP or TLS say.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// Its HTTP/1 cannot be relied on.
-    #[error("{0}")]
-    Http(&'static str),
-}
-
-impl Failure {
-    /// The label for records, metrics and the client.
-    pub(super) fn outcome(&self) -> Outcome {
-        match self {
-            Self::Resolve { .. }
-            | Self::NoAddress { .. }
-            | Self::RefusedAddress { .. }
-            | Self::RefusedOriginal { .. }
-            | Self::RefusedProxy { .. } => Outcome::NoAddress,
-            Self::Connect { .. } => Outcome::UpstreamConnect,
-            Self::Tunnel { .. } | Self::ProxyConnect { .. } => Outcome::UpstreamProxy,
-            Self::Handshake { .. } => Outcome::UpstreamTls,
-            Self::Protocol { .. } | Self::Upgrade { .. } | Self::NotSent { .. } => Outcome::UpstreamProtocol,
-            Self::ConnectTimeout { .. } | Self::ProxyTimeout { .. } | Self::Timeout { .. } => {
-                Outcome::UpstreamTimeout
-            }
-        }
-    }
-}
-
-impl Failure {
-    /// True when the outbound proxy said no: its other addresses are the same proxy.
-    fn is_the_proxys_word(&self) -> bool {
-        matches!(self, Self::Tunnel { source, .. } if !source.is_of_the_connection())
-    }
-}
-
 /// Where a client's request goes, and how.
 pub(super) struct Upstream<'a, H> {
     thread: &'a Rc<Thread<H>>,
     network: NetworkId,
-    target: &'a Target,
+    target: &'a Rc<Target>,
+    original: Option<OriginalDst>,
     way: Way<'a>,
     shelf: &'a Rc<Shelf>,
 }
@@ -241,11 +64,13 @@ impl<'a, H: Handshake> Upstream<'a, H> {
     pub(super) fn new(client: &'a Client<H>, destination: &'a Destination) -> Self {
         let Destination { target, shelf } = destination;
         let thread = &client.thread;
+        let original = client.origin.original();
         Self {
             thread,
             network: client.network,
             target,
-            way: connect::way(&thread.shared, target, client.origin.original()),
+            original,
+            way: connect::way(&thread.shared, target, original),
             shelf,
         }
     }
@@ -255,9 +80,40 @@ impl<'a, H: Handshake> Upstream<'a, H> {
     /// # Errors
     /// [`Failure`]: nothing was sent.
     pub(super) async fn open(&self, client: For) -> Result<Line, Failure> {
-        let line = connect::open(self.thread, self.network, self.target, &self.way, client).await?;
+        let to = To {
+            network: self.network,
+            target: self.target,
+            way: &self.way,
+            client,
+        };
+        self.check(to);
+        let line = connect::open(self.thread, to).await?;
         self.shelf.publish(&line);
         Ok(line)
+    }
+
+    /// Sees, beside the requests, whether addresses that failed take connections again. Who makes one finds it on the shelf.
+    fn check(&self, to: To<'_>) {
+        let client = to.client;
+        for address in self.thread.health.due(&to.road()) {
+            let (thread, target) = (Rc::clone(self.thread), Rc::clone(self.target));
+            let (shelf, network, original) = (Rc::clone(self.shelf), self.network, self.original);
+            tokio::task::spawn_local(async move {
+                let way = connect::way(&thread.shared, &target, original);
+                let to = To {
+                    network,
+                    target: &target,
+                    way: &way,
+                    client,
+                };
+                match race::one(&thread, to, address).await {
+                    Ok(line) => shelf.put(line),
+                    Err(error) => {
+                        tracing::debug!(%address, %error, "still takes no connection");
+                    }
+                }
+            });
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::observe::distrust::DistrustStatus;
 use crate::observe::logging::Lost;
 use crate::relay::network::NetworkId;
 use crate::relay::outcome::ClientTls;
+use crate::relay::upstream::resolve::Stale;
 use crate::supervise::sandbox::Sandbox;
 use crate::tls::ca::AuthoritiesStatus;
 use crate::tls::{ModuleStatus, RootsStatus, TrustStatus};
@@ -341,9 +342,19 @@ pub struct WorkerStatus {
     pub trust: TrustStatus,
     /// `upstream.proxy.url`
     pub outbound_proxy: Option<String>,
+    /// What is known of names.
+    #[serde(default)]
+    pub dns: DnsStatus,
     /// Log lines of this worker that were dropped.
     #[serde(default)]
     pub log_lost: Lost,
+}
+
+/// What is known of names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsStatus {
+    /// Those whose last good addresses are used because no name server tells newer ones.
+    pub stale: Vec<Stale>,
 }
 
 /// One product's figures since the worker started.

@@ -16,7 +16,9 @@ use super::authority::{self, Passing};
 use super::broker::Broker;
 use super::channel::Channel;
 use super::privileges;
-use super::protocol::{FromWorker, HttpsStatus, MasterStatus, Passed, Purpose, Setup, WorkerStatus};
+use super::protocol::{
+    DnsStatus, FromWorker, HttpsStatus, MasterStatus, Passed, Purpose, Setup, WorkerStatus,
+};
 use super::sandbox::{self, Sandbox};
 use crate::catalog::Catalog;
 use crate::cli::Exit;
@@ -364,6 +366,9 @@ impl Worker {
             upstream_sessions: self.metrics.upstream_sessions(),
             trust: self.metrics.trust(),
             outbound_proxy: self.config.upstream.proxy.url.as_ref().map(ToString::to_string),
+            dns: DnsStatus {
+                stale: self.shared.resolver.stale(),
+            },
             log_lost: logging::lost(),
         }
     }

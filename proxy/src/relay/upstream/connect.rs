@@ -9,13 +9,14 @@ use std::sync::Arc;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::timeout;
+use tokio::net::TcpStream;
 
-use super::Failure;
+use super::health::Road;
 use super::outbound::Outbound;
 use super::pool::{For, Line, MAX_STREAMS, Sender};
 use super::socket::{Noted, Socket};
 use super::target::Target;
+use super::{Failure, race};
 use crate::address::{is_public, may_be_proxy, may_dial};
 use crate::config::authority;
 use crate::relay::Shared;
@@ -156,118 +157,129 @@ pub(super) fn way<'a, H>(
 
 /// Whom a connection is for.
 #[derive(Clone, Copy)]
-struct To<'a> {
-    network: NetworkId,
-    target: &'a Target,
-    way: &'a Way<'a>,
-    client: For,
+pub(super) struct To<'a> {
+    pub(super) network: NetworkId,
+    pub(super) target: &'a Target,
+    pub(super) way: &'a Way<'a>,
+    pub(super) client: For,
 }
 
-/// Opens a connection for `target` and such a client of `network`.
+impl To<'_> {
+    /// Whose place such a connection may take.
+    pub(super) fn road(&self) -> Road {
+        Road {
+            network: self.network,
+            name: Arc::clone(&self.target.name),
+            original: self.way.original(),
+            proxied: matches!(self.way, Way::Proxy { .. }),
+        }
+    }
+}
+
+/// What was tried.
+#[derive(Default)]
+struct Tried {
+    addresses: Vec<SocketAddr>,
+    /// Why the last one failed.
+    last: Option<Failure>,
+}
+
+/// Opens a connection.
 ///
 /// # Errors
 /// The last address's failure, or that there was no usable address.
-pub(super) async fn open<H: Handshake>(
-    thread: &Thread<H>,
-    network: NetworkId,
-    target: &Target,
-    way: &Way<'_>,
-    client: For,
-) -> Result<Line, Failure> {
-    let to = To {
-        network,
-        target,
-        way,
-        client,
-    };
-    match way {
+pub(super) async fn open<H: Handshake>(thread: &Thread<H>, to: To<'_>) -> Result<Line, Failure> {
+    let allow = &thread.shared.config.upstream.allow_private;
+    match to.way {
         Way::Original { original, name, port } => {
             let ip = original.ip();
-            if !may_dial(ip, &thread.shared.config.upstream.allow_private) {
+            if !may_dial(ip, allow) {
                 return Err(Failure::RefusedOriginal {
-                    name: target.name.to_string(),
+                    name: to.target.name.to_string(),
                     ip,
                 });
             }
-            let mut tried = Vec::new();
-            let mut last = None;
-            if !thread.is_own(network, *original) {
-                tried.push(*original);
-                match attempt(thread, to, UpstreamAddr(*original)).await {
+            let mut tried = Tried::default();
+            let own = thread.is_own(to.network, *original);
+            // One that took no connection lately waits behind what the name leads to.
+            let later = !own && thread.health.is_out(&race::place(to, *original));
+            if !own && !later {
+                tried.addresses.push(*original);
+                match race::one(thread, to, *original).await {
                     Ok(line) => return Ok(line),
                     Err(failure) => {
-                        tracing::debug!(name = %target.name, error = %failure, "original destination failed, resolving");
-                        last = Some(failure);
+                        tracing::debug!(name = %to.target.name, error = %failure, "original destination failed, resolving");
+                        tried.last = Some(failure);
                     }
                 }
             }
             // Data that was meant for a private network does not leave for the public one, whatever a resolver says.
             let stays_private = !is_public(ip);
-            let may = |ip: IpAddr| {
-                may_dial(ip, &thread.shared.config.upstream.allow_private)
-                    && !(stays_private && is_public(ip))
-            };
-            named(thread, to, (name, *port), may, (tried, last)).await
+            let may = |ip: IpAddr| may_dial(ip, allow) && !(stays_private && is_public(ip));
+            let also = later.then_some(*original);
+            named(thread, to, (name, *port), may, also, tried).await
         }
         Way::Named { host, port } => {
-            let may = |ip| may_dial(ip, &thread.shared.config.upstream.allow_private);
-            named(thread, to, (host, *port), may, (Vec::new(), None)).await
+            let may = |ip| may_dial(ip, allow);
+            named(thread, to, (host, *port), may, None, Tried::default()).await
         }
         Way::Proxy { outbound, .. } => {
-            let may = |ip| may_be_proxy(ip, &thread.shared.config.upstream.allow_private);
-            let none = (Vec::new(), None);
-            named(thread, to, outbound.address(), may, none).await
+            let may = |ip| may_be_proxy(ip, allow);
+            named(thread, to, outbound.address(), may, None, Tried::default()).await
         }
     }
 }
 
-/// The addresses of a host in turn, as far as they `may` be dialled and were not `tried`.
+/// The addresses of a host, as far as they `may` be dialled and were not `tried`, and one that is known without it. When none
+/// works, the name servers are asked once more, should the name lead elsewhere by now.
 async fn named<H: Handshake>(
     thread: &Thread<H>,
     to: To<'_>,
     (host, port): (&str, u16),
     may: impl Fn(IpAddr) -> bool,
-    (mut tried, mut last): (Vec<SocketAddr>, Option<Failure>),
+    also: Option<SocketAddr>,
+    mut tried: Tried,
 ) -> Result<Line, Failure> {
-    let found = match host.parse::<IpAddr>() {
-        Ok(ip) => Ok(vec![ip]),
-        Err(_) => thread.shared.resolver.lookup(host).await,
-    };
-    let ips = match found {
-        Ok(ips) => ips,
-        Err(error) => {
-            return Err(last.unwrap_or(Failure::Resolve {
-                name: host.to_owned(),
-                source: error,
-            }));
-        }
-    };
+    let resolver = &thread.shared.resolver;
     let mut refused = None;
-    for ip in alternate(&ips) {
-        let address = canonical(SocketAddr::new(ip, port));
-        if tried.contains(&address) {
-            continue;
-        }
-        // One of our own listeners would be a loop.
-        if !may(address.ip()) || thread.is_own(to.network, address) {
-            refused = Some(address.ip());
-            continue;
-        }
-        if tried.len() >= MAX_ADDRESSES {
+    for again in [false, true] {
+        if again && !(tried.last.is_some() && resolver.doubt(host)) {
             break;
         }
-        tried.push(address);
-        match attempt(thread, to, UpstreamAddr(address)).await {
-            Ok(line) => return Ok(line),
-            // The proxy has decided: its other addresses are the same proxy.
-            Err(failure) if failure.is_the_proxys_word() => return Err(failure),
-            Err(failure) => {
-                tracing::debug!(name = %to.target.name, %address, error = %failure, "address failed");
-                last = Some(failure);
+        let found = match host.parse::<IpAddr>() {
+            Ok(ip) => Ok(vec![ip]),
+            Err(_) => resolver.lookup(host).await,
+        };
+        let ips = match found {
+            Ok(ips) => ips,
+            Err(_) if also.is_some() => Vec::new(),
+            Err(source) => {
+                let name = host.to_owned();
+                return Err(tried.last.unwrap_or(Failure::Resolve { name, source }));
             }
+        };
+        let mut addresses = Vec::new();
+        for ip in alternate(&ips) {
+            let address = canonical(SocketAddr::new(ip, port));
+            if tried.addresses.contains(&address) || addresses.contains(&address) {
+                continue;
+            }
+            // One of our own listeners would be a loop.
+            if !may(address.ip()) || thread.is_own(to.network, address) {
+                refused = Some(address.ip());
+                continue;
+            }
+            addresses.push(address);
+        }
+        addresses.extend(also.filter(|also| !addresses.contains(also) && !tried.addresses.contains(also)));
+        thread.health.sort(&to.road(), &mut addresses);
+        addresses.truncate(MAX_ADDRESSES.saturating_sub(tried.addresses.len()));
+        tried.addresses.extend(&addresses);
+        if let Some(line) = race::first(thread, to, addresses, &mut tried.last).await? {
+            return Ok(line);
         }
     }
-    Err(last.unwrap_or_else(|| match (refused, to.way) {
+    Err(tried.last.unwrap_or_else(|| match (refused, to.way) {
         (Some(ip), Way::Proxy { outbound, .. }) => Failure::RefusedProxy {
             proxy: outbound.authority().to_owned(),
             ip,
@@ -299,16 +311,8 @@ fn alternate(ips: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
     })
 }
 
-async fn attempt<H: Handshake>(thread: &Thread<H>, to: To<'_>, addr: UpstreamAddr) -> Result<Line, Failure> {
-    let limit = thread.shared.config.upstream.connect_timeout;
-    let line = timeout(limit, dial(&thread.shared, to, addr))
-        .await
-        .unwrap_or_else(|_| Err(late(to.way, addr)))?;
-    thread.shared.recorder.upstream_connected(&line.tls);
-    Ok(line)
-}
-
-fn late(way: &Way<'_>, addr: UpstreamAddr) -> Failure {
+/// `upstream.connect_timeout` is over.
+pub(super) fn late(way: &Way<'_>, addr: UpstreamAddr) -> Failure {
     match way {
         Way::Proxy {
             outbound,
@@ -322,19 +326,33 @@ fn late(way: &Way<'_>, addr: UpstreamAddr) -> Failure {
     }
 }
 
-async fn dial<H: Handshake>(shared: &Shared<H>, to: To<'_>, addr: UpstreamAddr) -> Result<Line, Failure> {
-    let To { way, .. } = to;
-    let name = &to.target.name;
-    let stream = network::dial(shared, to.network, addr.0)
+/// TCP.
+pub(super) async fn tcp<H: Handshake>(
+    shared: &Shared<H>,
+    to: To<'_>,
+    addr: UpstreamAddr,
+) -> Result<TcpStream, Failure> {
+    network::dial(shared, to.network, addr.0)
         .await
-        .map_err(|source| match way {
+        .map_err(|source| match to.way {
             Way::Proxy { outbound, .. } => Failure::ProxyConnect {
                 proxy: outbound.authority().to_owned(),
                 addr,
                 source,
             },
             Way::Original { .. } | Way::Named { .. } => Failure::Connect { addr, source },
-        })?;
+        })
+}
+
+/// All that follows: the tunnel, TLS, HTTP.
+pub(super) async fn secure<H: Handshake>(
+    shared: &Shared<H>,
+    to: To<'_>,
+    addr: UpstreamAddr,
+    stream: TcpStream,
+) -> Result<Line, Failure> {
+    let To { way, .. } = to;
+    let name = &to.target.name;
     let (mut socket, watch) = Socket::new(stream);
     let mut proxy = None;
     if let Way::Proxy {

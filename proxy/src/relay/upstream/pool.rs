@@ -288,7 +288,8 @@ impl Shelf {
         }
     }
 
-    fn put(&self, mut line: Line) {
+    /// Keeps an idle connection for whoever asks next.
+    pub(super) fn put(&self, mut line: Line) {
         // A peer may say goodbye together with its answer.
         let left = matches!(line.sender, Sender::Wire(_)) && !line.is_quiet();
         if left || line.is_closed() || !self.open.get() {

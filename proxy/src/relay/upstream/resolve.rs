@@ -8,25 +8,24 @@
 //!
 //! All network work runs on the runtime that [`Resolver::new`] was given, not on the data threads.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::catalog::{Catalog, normalise};
 
 mod servers;
 mod silent;
+mod watch;
 
 use servers::Servers;
-use silent::Silent;
 
 /// Assumed for answers that carry no TTL: the hosts file and `getaddrinfo`.
 const DEFAULT_TTL: Duration = Duration::from_secs(60);
@@ -129,8 +128,30 @@ struct Answer {
     ips: Vec<IpAddr>,
     ttl: Duration,
     fresh_until: Instant,
-    /// The servers did not answer when they were asked for it again.
-    stale: bool,
+    /// When a server said so.
+    learnt: Instant,
+    /// When a server was asked last.
+    asked: Instant,
+    /// Why it was not learnt again when it was asked for again.
+    problem: Option<ResolveError>,
+}
+
+impl Answer {
+    /// No server said anything when it was asked for again.
+    fn is_unheard(&self) -> bool {
+        matches!(self.problem, Some(ResolveError::Lookup(_)))
+    }
+}
+
+/// A name whose addresses are older than they should be: the last good ones.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stale {
+    /// The name.
+    pub name: String,
+    /// Seconds since a server told the addresses.
+    pub age_s: u64,
+    /// What came of it when a server was asked again.
+    pub problem: String,
 }
 
 /// Nobody knew an address, and none was known before.
@@ -165,122 +186,49 @@ impl Resolver {
         self.answer(name).await.map(|answer| answer.ips)
     }
 
-    /// Keeps the kernel's filter informed: every intake name of the catalogue and of the hosts file is asked for now and
-    /// again when its TTL is over (at least 30 s, at most 5 min; one that does not exist less and less often), the hosts file at once when it changes. What is known
-    /// without asking is told first, and each answer as it comes: a server that does not answer delays nobody else. While no server
-    /// answers for any name, only one is asked for, now and then, and what was known is told again.
-    pub async fn watch_intake(&self, catalog: &Catalog, tell: impl Fn(Intake)) {
-        let mut due: HashMap<String, Instant> = HashMap::new();
-        let mut stamps = None;
-        let mut silent = Silent::default();
-        let mut waiting = VecDeque::new();
-        let mut asking: JoinSet<(String, Result<Answer, ResolveError>)> = JoinSet::new();
-        let mut look = tokio::time::interval(WATCH_FILES);
-        let mut first_round = Some(Box::pin(tokio::time::sleep(FIRST_ROUND)));
-        loop {
-            tokio::select! {
-                _ = look.tick() => {
-                    let now = Instant::now();
-                    for name in catalog.names().into_iter().chain(self.inner.hosts_names(catalog)) {
-                        due.entry(name).or_insert(now);
-                    }
-                    let sources = &self.inner.sources;
-                    let found = Some((stamp(&sources.hosts), stamp(&sources.resolv_conf)));
-                    if found != stamps {
-                        stamps = found;
-                        silent.other_servers();
-                        due.values_mut().for_each(|due| *due = now);
-                    }
-                    let mut at_once = Vec::new();
-                    for (name, due) in due.iter_mut().filter(|(_, due)| **due <= now) {
-                        let known = match silent.outage() {
-                            true => self.inner.last_known(name),
-                            false => self.inner.known(name),
-                        };
-                        if let Some(answer) = known {
-                            let ttl = answer.ttl.clamp(WATCH_MIN, WATCH_MAX);
-                            *due = now + ttl;
-                            at_once.extend(answer.ips.into_iter().map(|ip| (ip, ttl)));
-                        } else if !silent.outage() {
-                            // Again at the latest then, should the answer be lost.
-                            *due = now + WATCH_MAX;
-                            waiting.push_back(name.clone());
-                        }
-                    }
-                    // Should nobody answer for some names, the others come first.
-                    waiting.make_contiguous().sort_by_key(|name| silent.unheard(name));
-                    if !at_once.is_empty() {
-                        tell(Intake::Addresses(at_once));
-                    }
-                }
-                Some(asked) = asking.join_next() => {
-                    let now = Instant::now();
-                    let was_outage = silent.outage();
-                    match asked {
-                        Ok((name, Ok(Answer { ips, ttl, stale, .. }))) => {
-                            let ttl = ttl.clamp(WATCH_MIN, WATCH_MAX);
-                            if stale {
-                                silent.unheard_again(&name);
-                            } else {
-                                silent.answered(&name, now);
-                            }
-                            due.insert(name, now + ttl);
-                            tell(Intake::Addresses(ips.into_iter().map(|ip| (ip, ttl)).collect()));
-                        }
-                        Ok((name, Err(error))) => {
-                            tracing::debug!(%name, %error, "intake name does not resolve");
-                            let pause = match error {
-                                ResolveError::Denied(_) => silent.denied(&name, now),
-                                _ => {
-                                    silent.unheard_again(&name);
-                                    WATCH_MIN
-                                }
-                            };
-                            due.insert(name, now + pause);
-                        }
-                        Err(error) => tracing::warn!(%error, "a lookup ended abnormally"),
-                    }
-                    match (was_outage, silent.outage()) {
-                        (false, true) => {
-                            tracing::warn!("no name server answers: intake names are asked for one at a time until one does");
-                            // What was known of the others is told at the next look.
-                            due.extend(waiting.drain(..).map(|name| (name, now)));
-                        }
-                        (true, false) => {
-                            tracing::info!("name servers answer again");
-                            due.values_mut().for_each(|due| *due = now);
-                            look.reset_immediately();
-                        }
-                        _ => {}
-                    }
-                }
-                () = silent.pause(), if silent.outage() && asking.is_empty() => {
-                    // What is known would be said without a question.
-                    let unknown = due.keys().filter(|name| self.inner.known(name).is_none());
-                    waiting.extend(silent.probe(unknown));
-                }
-                () = elapsed(first_round.as_mut()) => {
-                    first_round = None;
-                    tell(Intake::Asked);
-                }
-            }
-            while asking.len() < WATCH_CONCURRENCY
-                && let Some(name) = waiting.pop_front()
-            {
-                let inner = Arc::clone(&self.inner);
-                asking.spawn_on(
-                    async move {
-                        let answer = inner.answer(&name).await;
-                        (name, answer)
-                    },
-                    &self.runtime,
-                );
-            }
-            if first_round.is_some() && asking.is_empty() && waiting.is_empty() && !silent.outage() {
-                first_round = None;
-                tell(Intake::Asked);
-            }
-        }
+    /// None of the addresses of `name` takes a connection: perhaps it leads elsewhere by now. True when the servers are asked at
+    /// the next look-up although the time of their answer is not over; at most every [`RETRY_AFTER`].
+    pub fn doubt(&self, name: &str) -> bool {
+        let name = normalise(name);
+        let state = lock(&self.inner.state);
+        let Some(known) = state
+            .names
+            .get(&name)
+            .filter(|_| !state.hosts.contains_key(&name))
+        else {
+            return false;
+        };
+        let now = Instant::now();
+        let mut answer = lock(&known.answer);
+        let old = answer
+            .as_mut()
+            .filter(|answer| now.duration_since(answer.asked) >= RETRY_AFTER);
+        old.is_some_and(|answer| {
+            answer.fresh_until = now;
+            true
+        })
+    }
+
+    /// The names whose last good addresses are used because nobody told newer ones.
+    pub fn stale(&self) -> Vec<Stale> {
+        let state = lock(&self.inner.state);
+        let mut stale: Vec<Stale> = state
+            .names
+            .iter()
+            .filter_map(|(name, known)| {
+                let answer = lock(&known.answer);
+                let (answer, problem) = answer
+                    .as_ref()
+                    .and_then(|answer| Some((answer, answer.problem.as_ref()?)))?;
+                Some(Stale {
+                    name: name.clone(),
+                    age_s: answer.learnt.elapsed().as_secs(),
+                    problem: problem.to_string(),
+                })
+            })
+            .collect();
+        stale.sort_by(|one, other| one.name.cmp(&other.name));
+        stale
     }
 
     async fn answer(&self, name: &str) -> Result<Answer, ResolveError> {
@@ -313,7 +261,9 @@ impl Inner {
                 ttl: DEFAULT_TTL,
                 // The file is looked at before this.
                 fresh_until: Instant::now() + FILE_CHECK,
-                stale: false,
+                learnt: Instant::now(),
+                asked: Instant::now(),
+                problem: None,
             });
         }
         let known = state.names.get(name)?;
@@ -347,11 +297,14 @@ impl Inner {
         let mut kept = lock(&entry.answer);
         match (asked, kept.as_mut()) {
             (Ok((ips, ttl)), _) => {
+                let now = Instant::now();
                 let answer = Answer {
                     ips,
                     ttl,
-                    fresh_until: Instant::now() + ttl.max(MIN_TTL),
-                    stale: false,
+                    fresh_until: now + ttl.max(MIN_TTL),
+                    learnt: now,
+                    asked: now,
+                    problem: None,
                 };
                 *kept = Some(answer.clone());
                 *lock(&entry.failure) = None;
@@ -359,8 +312,9 @@ impl Inner {
             }
             (Err(error), Some(last_good)) => {
                 tracing::warn!(%name, %error, "name does not resolve now, its last addresses are used");
-                last_good.fresh_until = Instant::now() + RETRY_AFTER;
-                last_good.stale = matches!(error, ResolveError::Lookup(_));
+                last_good.asked = Instant::now();
+                last_good.fresh_until = last_good.asked + RETRY_AFTER;
+                last_good.problem = Some(error);
                 Ok(last_good.clone())
             }
             (Err(error), None) => {
@@ -415,14 +369,6 @@ impl Inner {
                 }
             }
         }
-    }
-}
-
-/// Completes when `sleep` does; never without one.
-async fn elapsed(sleep: Option<&mut Pin<Box<tokio::time::Sleep>>>) {
-    match sleep {
-        Some(sleep) => sleep.await,
-        None => std::future::pending().await,
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
 
 use hickory_resolver::Resolver as Hickory;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;

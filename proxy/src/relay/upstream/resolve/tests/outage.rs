@@ -202,3 +202,51 @@ async fn names_of_their_own_trouble_do_not_keep_the_others_from_being_asked() {
     .await;
     assert_eq!(seen.len(), names, "each name has its turn");
 }
+
+#[tokio::test(start_paused = true)]
+async fn addresses_that_take_no_connection_are_asked_for_again_but_not_over_and_over() {
+    let (_folder, resolver, servers) = resolver();
+    let name = "app.ddog-gov.com";
+    assert!(!resolver.doubt(name), "nothing is known of it");
+    servers.answer(true);
+    let first = resolver.lookup(name).await.unwrap();
+    assert!(!resolver.doubt(name), "it was asked for a moment ago");
+    tokio::time::sleep(RETRY_AFTER).await;
+    assert_eq!(resolver.lookup(name).await.unwrap(), first);
+    assert_eq!(servers.count(), 1, "its time is not over");
+    assert!(resolver.doubt(name));
+    resolver.lookup(name).await.unwrap();
+    assert_eq!(servers.count(), 2);
+    assert!(!resolver.doubt(name));
+    servers.answer(false);
+    tokio::time::sleep(RETRY_AFTER).await;
+    assert!(
+        resolver.doubt("App.ddog-gov.com."),
+        "names are compared as always"
+    );
+    assert_eq!(resolver.lookup(name).await.unwrap(), first, "the last good ones");
+    assert!(!resolver.doubt(name), "an outage is not asked about more often");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_age_of_the_last_good_addresses_is_told_until_there_are_newer_ones() {
+    let (_folder, resolver, servers) = resolver();
+    let name = "app.ddog-gov.com";
+    servers.answer(true);
+    resolver.lookup(name).await.unwrap();
+    assert_eq!(resolver.stale(), []);
+    servers.answer(false);
+    tokio::time::sleep(minutes(2)).await;
+    assert_eq!(resolver.stale(), [], "nobody asked for it again");
+    resolver.lookup(name).await.unwrap();
+    tokio::time::sleep(minutes(1)).await;
+    let stale = Stale {
+        name: name.to_owned(),
+        age_s: 180,
+        problem: "timed out".to_owned(),
+    };
+    assert_eq!(resolver.stale(), [stale]);
+    servers.answer(true);
+    resolver.lookup(name).await.unwrap();
+    assert_eq!(resolver.stale(), []);
+}
