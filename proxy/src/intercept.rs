@@ -38,6 +38,7 @@ mod uninstall;
 mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -114,6 +115,8 @@ pub struct Interceptor {
     config: config::Intercept,
     loaded: Loaded,
     pins: PinDirectory,
+    /// What keeps them where they are.
+    _held: Option<File>,
     cgroups: Cgroup2,
     own_id: u64,
     own_path: PathBuf,
@@ -188,6 +191,7 @@ impl Interceptor {
         let pins = PinDirectory::prepare()?;
         let leaks = Leaks::default();
         let loaded = load::load(&pins, leaks.teller())?;
+        let held = pins.hold()?;
         let settings = match loaded.settings.get(&0, 0) {
             Ok(settings) => settings,
             Err(MapError::KeyNotFound) => Settings::OFF,
@@ -198,6 +202,7 @@ impl Interceptor {
             config: config.clone(),
             loaded,
             pins,
+            _held: held,
             cgroups: own.cgroups().clone(),
             own_id: own.id(),
             own_path: own.path().to_owned(),

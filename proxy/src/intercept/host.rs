@@ -262,6 +262,20 @@ impl PinDirectory {
         Ok(removed)
     }
 
+    /// Keeps the host's bpffs from being unmounted by accident, which would take our pins with it: the kernel says that it is
+    /// busy. Our own, which `uninstall` unmounts, is kept by nobody.
+    ///
+    /// # Errors
+    /// Our directory cannot be opened.
+    pub(super) fn hold(&self) -> Result<Option<fs::File>, InterceptError> {
+        if self.bpffs == Path::new(OWN_BPFFS) {
+            return Ok(None);
+        }
+        fs::File::open(&self.bpffs)
+            .map(Some)
+            .map_err(InterceptError::file("open", &self.bpffs))
+    }
+
     fn mount() -> Result<Self, InterceptError> {
         let bpffs = PathBuf::from(OWN_BPFFS);
         // The parent is also the home of the admin socket: its mode is that of other runtime directories.
