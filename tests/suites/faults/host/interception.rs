@@ -1,0 +1,220 @@
+//! What the interception of an Agent hangs on: its cgroup, the file system of pinned objects, the interface of its pod. The load is
+//! an explicit client; the Agent's requests are those of the row.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use harness::cgroup::Cgroup;
+use harness::cni::{Node, Plugin, Pod, Style};
+use harness::netns::Host;
+use harness::suite::Need;
+use harness::{check, check_eq, eventually, succeed};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::judge::{finish, told};
+use crate::stage::{Set, Stage};
+use crate::table::Hold::Own;
+use crate::table::{Inject, NAME, ROW, Row};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+pub const CGROUP_REMOVED: Row = Row {
+    name: "cgroup_removed",
+    fault: "the cgroup of an intercepted Agent is removed, and made again with the same name",
+    inject: Inject::Whole(cgroup_removed),
+    holds: &[Own("the Agent is no longer listed; the new one is intercepted")],
+    needs: &[Need::Bpf],
+    ..ROW
+};
+
+pub const BPFFS_UNMOUNTED: Row = Row {
+    name: "bpffs_unmounted",
+    fault: "somebody unmounts the file system of the pinned programs under the running proxy",
+    inject: Inject::Whole(bpffs_unmounted),
+    holds: &[Own(
+        "the kernel says that it is busy; the Agent stays intercepted, also after a reload",
+    )],
+    needs: &[Need::Bpf],
+    ..ROW
+};
+
+pub const VETH_RENAMED: Row = Row {
+    name: "veth_renamed",
+    fault: "the interface of a pod that is intercepted (datapath cgroup) gets another name",
+    inject: Inject::Whole(veth_renamed),
+    holds: &[Own("the pod stays intercepted")],
+    needs: &[Need::Bpf, Need::Cni],
+    ..ROW
+};
+
+/// The first request of an Agent: one whose namespace is not known yet is refused, and asks again.
+fn first_of(host: &Host, cgroup: &Cgroup) -> Result<()> {
+    eventually("an Agent that is taken", LIMIT, || agent(host, cgroup).map(Some))
+}
+
+/// A request of an Agent to the intake that breaks, by its name and in the clear.
+fn agent(host: &Host, cgroup: &Cgroup) -> Result<()> {
+    let mut command = host.command("curl");
+    command.args([
+        "-4",
+        "-sS",
+        "--max-time",
+        "20",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+    ]);
+    let key = format!("DD-API-KEY: {}", harness::world::API_KEY);
+    command.args([
+        "-H",
+        &key,
+        "-H",
+        "x-test-id: warm",
+        &format!("http://{NAME}/api/v2/profile"),
+    ]);
+    check_eq!(succeed(&mut cgroup.wrap(&command))?, "202", "the Agent's request");
+    Ok(())
+}
+
+/// The number of Agents that `status` lists as attached.
+fn agents(stage: &Stage<'_>) -> Result<usize> {
+    let status = stage.proxy.status()?;
+    Ok(status["interception"]["agents"].as_array().map_or(0, Vec::len))
+}
+
+fn until(stage: &Stage<'_>, wanted: usize) -> Result<()> {
+    eventually("the Agents of the status", LIMIT, || {
+        Ok((agents(stage)? == wanted).then_some(()))
+    })
+    .with_context(|| format!("wanted {wanted}: {:?}", stage.proxy.status()))
+}
+
+fn intercepting(set: &Set, row: &Row, cgroups: &[String], datapath: &str) -> Result<Value> {
+    let mut config = set.config(row)?;
+    config["intercept"] = json!({
+        "enabled": true,
+        "datapath": datapath,
+        "agents": {"cgroups": cgroups, "pods": {"api": "off"}},
+    });
+    Ok(config)
+}
+
+/// Plays a body on a stage, and what must hold in every row.
+fn play(mut stage: Stage<'_>, body: impl FnOnce(&mut Stage<'_>) -> Result<()>) -> Result<()> {
+    body(&mut stage)
+        .and_then(|()| finish(&mut stage))
+        .map_err(|error| told(&error, &stage))
+}
+
+fn cgroup_removed(row: &Row) -> Result<()> {
+    let set = Set::new(row.leads)?;
+    let above = Cgroup::new("agents")?;
+    let first = above.child("agent")?;
+    let config = intercepting(&set, row, &[format!("{}/agent", above.inside())], "cgroup")?;
+    play(set.stage_with(row, &config)?, |stage| {
+        let host = &stage.set.world.host;
+        until(stage, 1)?;
+        first_of(host, &first)?;
+        drop(first);
+        until(stage, 0)?;
+        let again = above.child("agent")?;
+        until(stage, 1)?;
+        first_of(host, &again)
+    })
+}
+
+fn bpffs_unmounted(row: &Row) -> Result<()> {
+    let set = Set::new(row.leads)?;
+    let cgroup = Cgroup::new("agent")?;
+    let config = intercepting(&set, row, &[cgroup.inside().to_owned()], "cgroup")?;
+    // In this host's mount namespace alone.
+    let sh = |script: &str| succeed(set.world.host.command("sh").args(["-ec", script]));
+    sh("mount -t bpf afp-bpf /sys/fs/bpf")?;
+    play(set.stage_with(row, &config)?, |stage| {
+        let host = &stage.set.world.host;
+        until(stage, 1)?;
+        first_of(host, &cgroup)?;
+        check!(
+            !sh("ls /sys/fs/bpf")?.trim().is_empty(),
+            "nothing was pinned there"
+        );
+        check!(sh("umount /sys/fs/bpf").is_err(), "nothing holds the bpffs");
+        for number in 1..6 {
+            agent(host, &cgroup).with_context(|| format!("request {number} afterwards"))?;
+        }
+        stage.proxy.signal(Signal::SIGHUP)?;
+        std::thread::sleep(Duration::from_secs(2));
+        until(stage, 1)?;
+        agent(host, &cgroup).context("after a reload")
+    })
+}
+
+fn veth_renamed(row: &Row) -> Result<()> {
+    let set = Set::new(row.leads)?;
+    let node = Node::new(&set.world, Plugin::Ptp, false, Style::Systemd)?;
+    let pod = node.pod()?;
+    // The pod's own hosts file knows the healthy intake only.
+    let ask = |id: &str| from_pod(&pod, id);
+    let config = intercepting(&set, row, &[pod.above.inside().to_owned()], "cgroup")?;
+    play(set.stage_with(row, &config)?, |stage| {
+        until(stage, 1)?;
+        ask("pod-1")?;
+        let routes = "routes=$(ip route show dev $0; ip -6 route show dev $0 | grep -v fe80)";
+        // Since Linux 6.2 without taking it down.
+        let rename = format!(
+            "{routes}; ip link set $0 name renamed0 2>/dev/null || {{ ip link set $0 down; ip link set $0 name renamed0
+             ip link set renamed0 up; echo \"$routes\" | while read -r route; do ip route add $route dev renamed0; done; }}"
+        );
+        succeed(
+            stage
+                .set
+                .world
+                .host
+                .command("sh")
+                .args(["-ec", &rename, &pod.network.veth]),
+        )?;
+        for number in 2..6 {
+            ask(&format!("pod-{number}"))?;
+        }
+        // It is looked for again.
+        std::thread::sleep(Duration::from_secs(6));
+        until(stage, 1)?;
+        ask("pod-6")?;
+        let back = "ip link set renamed0 name $0 2>/dev/null || { ip link set renamed0 down; ip link set renamed0 name $0; }";
+        succeed(
+            stage
+                .set
+                .world
+                .host
+                .command("sh")
+                .args(["-ec", back, &pod.network.veth]),
+        )
+        .map(drop)
+    })
+}
+
+/// A request of the pod, which the healthy intake gets.
+fn from_pod(pod: &Pod<'_>, id: &str) -> Result<()> {
+    let url = format!("http://{}/pod", harness::world::VERSIONED);
+    let key = format!("DD-API-KEY: {}", harness::world::API_KEY);
+    let mut command = pod.network.host.command("curl");
+    command.args([
+        "-4",
+        "-sS",
+        "--max-time",
+        "20",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+    ]);
+    command.args(["-H", &key, "-H", &format!("x-test-id: {id}"), &url]);
+    check_eq!(
+        succeed(&mut pod.cgroup.wrap(&command))?,
+        "202",
+        "the pod's request {id}"
+    );
+    Ok(())
+}
