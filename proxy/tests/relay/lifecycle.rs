@@ -33,11 +33,14 @@ fn draining_finishes_requests_and_refuses_connections() {
     let mut busy = proxy.client();
     busy.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let mut idle = proxy.client();
+    let mut fresh = proxy.client();
     let mut partial = proxy.client();
     partial.send("GET /partial HTTP/1.1\r\nHo");
     eventually(|| (upstream.seen().len() == 1).then_some(()));
     thread::sleep(Duration::from_millis(50));
     proxy.drain();
+    // What was accepted a moment ago may still ask, once.
+    fresh.send("GET /fresh HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(idle.rest(), b"", "an idle connection is closed");
     eventually(|| {
         std::net::TcpStream::connect(proxy.explicit)
@@ -45,7 +48,7 @@ fn draining_finishes_requests_and_refuses_connections() {
             .then_some(())
     });
     gate.store(true, Ordering::SeqCst);
-    for client in [&mut busy, partial.send("st: localhost\r\n\r\n")] {
+    for client in [&mut busy, &mut fresh, partial.send("st: localhost\r\n\r\n")] {
         let response = client.response();
         assert_eq!(
             (response.status(), response.header("connection")),
@@ -53,12 +56,12 @@ fn draining_finishes_requests_and_refuses_connections() {
         );
         assert_eq!(client.rest(), b"");
     }
-    drop((busy, idle, partial));
+    drop((busy, idle, fresh, partial));
     assert!(
         proxy.join() < Duration::from_secs(4),
         "it returns when all is done, before the time is over"
     );
-    let connections = proxy.connections(3);
+    let connections = proxy.connections(4);
     assert!(
         connections.iter().all(|record| record.outcome == Outcome::Ok),
         "{connections:?}"

@@ -28,6 +28,10 @@ use crate::tls::server::alert;
 
 mod bridge;
 mod fault;
+/// How long after it was accepted the first request of a connection is waited for while we drain: what a client that connects in
+/// order to ask needs on a busy host, and no more.
+const FRESH: Duration = Duration::from_secs(2);
+
 mod inbound;
 mod request;
 mod transfer;
@@ -178,7 +182,8 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
     }
 
     /// Waits for a head. `draining` completes when we drain; an idle connection ends then, a head that is partly here is a
-    /// request in flight: it is waited for, and answered as the last one.
+    /// request in flight: it is waited for, and answered as the last one. So is the first one of a connection that was made just
+    /// now: a client takes the end of an idle connection for what it is, and that of a new one for a failure.
     async fn head(&mut self, mut draining: Pin<&mut impl Future<Output = ()>>) -> Next {
         let limits = &self.client.thread.shared.config.limits;
         let (max_head, header_timeout) = (limits.max_header_bytes, limits.header_timeout);
@@ -226,13 +231,14 @@ impl<H: Handshake, IO: ClientIo> Connection<H, IO> {
             if !self.last && draining.as_mut().poll(cx).is_ready() {
                 self.last = true;
             }
-            if self.last && !self.partial {
+            let fresh = self.requests == 0;
+            if self.last && !self.partial && !fresh {
                 return Poll::Ready(Next::Idle);
             }
-            let deadline = if self.partial {
-                head_since + header_timeout
-            } else {
-                self.idle_since + self.idle_timeout
+            let deadline = match (self.partial, self.last) {
+                (true, _) => head_since + header_timeout,
+                (false, true) => self.idle_since + FRESH.min(self.idle_timeout),
+                (false, false) => self.idle_since + self.idle_timeout,
             };
             match (self.timer.poll(cx, deadline), self.partial) {
                 (Poll::Pending, _) => Poll::Pending,
