@@ -9,8 +9,10 @@ pub mod reference;
 pub mod run;
 pub mod status;
 pub mod uninstall;
+pub mod upgrade;
 pub mod version;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -115,6 +117,8 @@ enum Verb {
     Doctor(doctor::DoctorArgs),
     /// Switch interception of the running proxy, or show it
     Intercept(intercept::InterceptArgs),
+    /// Let the program that is installed now take over, without a gap
+    Upgrade,
     /// The local authority, by which Agents that speak HTTPS trust us
     Ca(ca::CaArgs),
     /// Version, crypto module and certificate
@@ -152,6 +156,7 @@ fn verb() -> Exit {
         Verb::Status(args) => status::run(&args, &inputs),
         Verb::Doctor(args) => doctor::run(&args, &inputs),
         Verb::Intercept(args) => intercept::run(&args, &inputs),
+        Verb::Upgrade => upgrade::run(&inputs),
         Verb::Ca(args) => ca::run(&args, &inputs),
         Verb::Version(args) => version::run(&args),
         Verb::Uninstall => uninstall::run(),
@@ -167,6 +172,20 @@ impl InputArgs {
             flags: self.set.clone(),
             ..Inputs::of_process()
         })
+    }
+
+    /// The same as words of the command line.
+    fn flags(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = Vec::new();
+        for (flag, file) in [("--config", &self.config), ("--env-file", &self.env_file)] {
+            if let Some(file) = file {
+                words.extend([flag.into(), file.into()]);
+            }
+        }
+        for (key, value) in &self.set {
+            words.extend(["--set".into(), format!("{key}={value}").into()]);
+        }
+        words
     }
 
     fn load(&self) -> Result<Loaded, ConfigErrors> {

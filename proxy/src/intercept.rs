@@ -63,7 +63,7 @@ pub use load::Features;
 #[doc(hidden)]
 pub use load::Loaded;
 pub use netns::{Namespace, NamespaceId, NamespaceThread};
-pub use networks::NetworkListeners;
+pub use networks::{InheritedNetwork, NetworkListeners, NetworkRecord};
 pub use own::OwnCgroup;
 pub use status::{AgentStatus, InterceptStatus, Resources, ServedNetwork};
 pub use uninstall::{UninstallReport, uninstall};
@@ -95,6 +95,17 @@ pub struct Listeners<'a> {
     pub v4: Option<(BorrowedFd<'a>, u16)>,
     /// On ::1.
     pub v6: Option<(BorrowedFd<'a>, u16)>,
+}
+
+/// What stays in the kernel when an [`Interceptor`] ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// Nothing of ours.
+    Nothing,
+    /// The policy. Nobody listens any more.
+    Policy,
+    /// The policy, and what accepts: somebody holds our listeners until the next process comes.
+    Listeners,
 }
 
 /// Sockets of Agents' networks, for a master that has left the kernel alone and waits for its worker's last requests.
@@ -321,6 +332,8 @@ impl Interceptor {
         if !self.pins.maps().exists() {
             self.pins = PinDirectory::prepare()?;
             self.loaded.restore_pins(&self.pins)?;
+            // Their pins are gone, too.
+            self.own_links = None;
         }
         self.attach_own()?;
         self.settings.flags |= FLAG_ENABLED;
@@ -353,7 +366,7 @@ impl Interceptor {
             }
             Err(error) => changes.note(Err(error)),
         }
-        self.own_links = None;
+        changes.note(self.detach_own());
         if self.tc.is_some() && !drain.is_zero() {
             self.draining = Some(Instant::now() + drain);
         } else {
@@ -381,16 +394,49 @@ impl Interceptor {
         self.loaded.log.take()
     }
 
-    /// Ends, after a fifth of a second for connections in flight. With `keep`, pinned links and maps stay: Agents'
-    /// connections are refused (or let go, as configured) until the next process takes over. Without, everything is
-    /// undone. What is returned goes on to make sockets for requests in flight, where the policy stays.
+    /// True for [`Interceptor::switch_off`]'s `drain`: packets of open connections are still led here.
+    pub fn draining(&self) -> bool {
+        self.draining.is_some()
+    }
+
+    /// For the program that replaces this one in this process: the number that a network got last, and every network.
+    pub fn records(&self) -> (u32, Vec<NetworkRecord>) {
+        self.networks.records()
+    }
+
+    /// In that program, before [`Interceptor::switch_on`]: goes on with the networks that there were.
+    pub fn inherit(&mut self, last: u32, networks: Vec<InheritedNetwork>) {
+        self.networks.inherit(last, networks);
+    }
+
+    /// Lets go of cgroups of earlier processes of ours, once no socket that was made in one of them is waited for: what the
+    /// kernel accepted for such a socket has its origin from there.
     ///
     /// # Errors
     /// A pin could not be removed.
-    pub fn leave(mut self, keep: bool) -> Result<UpstreamSockets, InterceptError> {
-        if keep {
+    pub fn forget_earlier_cgroups(&self) -> Result<(), InterceptError> {
+        for id in attach::own_cgroups(&self.pins)? {
+            if id != self.own_id {
+                attach::unpin_own(&self.pins, id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends, after a fifth of a second for connections in flight. With [`Leave::Policy`] and [`Leave::Listeners`], pinned links
+    /// and maps stay: Agents' connections are refused (or let go, as configured), or wait, until the next process takes over.
+    /// With [`Leave::Nothing`], everything is undone. What is returned goes on to make sockets for requests in flight, where the
+    /// policy stays.
+    ///
+    /// # Errors
+    /// A pin could not be removed.
+    pub fn leave(mut self, leave: Leave) -> Result<UpstreamSockets, InterceptError> {
+        if leave != Leave::Nothing {
             // A successor may have taken over a moment ago: connections to our listeners are still in flight.
             self.grace();
+            if leave == Leave::Policy {
+                self.detach_own()?;
+            }
         } else {
             if let Some(failed) = self.switch_off(Duration::ZERO).failed.into_iter().next() {
                 return Err(InterceptError::Unsupported(failed));
@@ -405,10 +451,17 @@ impl Interceptor {
             self.own_links = Some(attach::attach_own(
                 &mut self.loaded.ebpf,
                 &self.cgroups,
+                &self.pins,
                 &self.own_path,
+                self.own_id,
             )?);
         }
         Ok(())
+    }
+
+    fn detach_own(&mut self) -> Result<(), InterceptError> {
+        self.own_links = None;
+        attach::unpin_own(&self.pins, self.own_id).map(drop)
     }
 
     /// Waits for connections in flight, before the accepting side's programs go.

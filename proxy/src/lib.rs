@@ -18,7 +18,8 @@
 //! that libFuzzer makes.
 //!
 //! [`address`] says which addresses may be dialled, [`secret`] reads files that nobody else may read, [`process`] knows the
-//! names of processes, `listener_set` makes the sockets of one address, one for each data thread.
+//! names of processes, `listener_set` makes the sockets of one address, one for each data thread, `signals` holds the master's
+//! signals while its program is replaced.
 
 // They panic when the reader has gone: `cli::output` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -41,6 +42,7 @@ pub mod process;
 pub mod relay;
 pub mod secret;
 pub mod self_test;
+mod signals;
 pub mod supervise;
 pub mod tls;
 pub mod trust;

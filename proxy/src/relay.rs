@@ -114,6 +114,11 @@ pub struct Listener {
 pub enum Change {
     /// Serve these too.
     Add(Vec<Listener>),
+    /// Serve these too, until [`Change::Retire`].
+    AddRetiring(Vec<Listener>),
+    /// Nobody waits any more in what came by [`Change::AddRetiring`]: its listeners are closed and requests in flight finish, as
+    /// when draining.
+    Retire,
     /// The network is gone: its listeners are closed at once and requests in flight finish, as when draining. Nothing of
     /// it is kept open afterwards, so that the namespace can go. [`NetworkId::HOST`] never goes.
     Remove(NetworkId),
@@ -226,6 +231,7 @@ pub async fn serve<H: Handshake>(
         thread,
         loops: JoinSet::new(),
         stop: HashMap::new(),
+        retire: watch::Sender::new(false),
     };
     serving.add(listeners);
     let mut changing = true;
@@ -235,6 +241,8 @@ pub async fn serve<H: Handshake>(
             () = drained(&mut drain) => break,
             change = changes.recv(), if changing => match change {
                 Some(Change::Add(listeners)) => serving.add(listeners),
+                Some(Change::AddRetiring(listeners)) => serving.add_retiring(listeners),
+                Some(Change::Retire) => serving.retire(),
                 Some(Change::Remove(network)) => serving.remove(network),
                 None => changing = false,
             },
@@ -246,6 +254,7 @@ pub async fn serve<H: Handshake>(
     for stop in serving.stop.values() {
         stop.send_replace(true);
     }
+    serving.retire();
     while let Some(ended) = serving.loops.join_next().await {
         told(ended);
     }
@@ -258,6 +267,8 @@ struct Serving<H> {
     loops: JoinSet<()>,
     /// By network: what tells its accept loops to drain.
     stop: HashMap<NetworkId, watch::Sender<bool>>,
+    /// The same for listeners of a process before us.
+    retire: watch::Sender<bool>,
 }
 
 impl<H: Handshake> Serving<H> {
@@ -274,6 +285,23 @@ impl<H: Handshake> Serving<H> {
             self.loops
                 .spawn_local(accept::listen(listener, Rc::clone(&self.thread), stop));
         }
+    }
+
+    fn add_retiring(&mut self, listeners: Vec<Listener>) {
+        for listener in listeners {
+            self.thread
+                .enter(listener.role, listener.socket.local_addr().ok());
+            self.loops.spawn_local(accept::listen(
+                listener,
+                Rc::clone(&self.thread),
+                self.retire.subscribe(),
+            ));
+        }
+    }
+
+    fn retire(&mut self) {
+        // Others may come.
+        std::mem::replace(&mut self.retire, watch::Sender::new(false)).send_replace(true);
     }
 
     fn remove(&mut self, network: NetworkId) {

@@ -11,13 +11,16 @@
 //!   of Agent pods' namespaces.
 //! - [`authority`]: the key of the local authority, opened by the master and read by the worker.
 //! - [`prober`]: connections of our own through the live datapath, for readiness.
-//! - [`admin`]: the socket that `status` and `intercept on|off` speak to.
-//! - [`notify`]: the service manager.
+//! - [`admin`]: the socket that `status`, `intercept on|off` and `upgrade` speak to.
+//! - [`handover`]: another program takes this one's place in the same process; [`descriptors`]: what comes as bare numbers.
+//! - [`notify`]: the service manager; [`store`]: what it keeps for us while nobody runs.
 
 pub mod admin;
 pub mod authority;
 pub mod broker;
 pub mod channel;
+pub mod descriptors;
+pub mod handover;
 pub mod interception;
 pub mod listeners;
 pub mod master;
@@ -27,4 +30,5 @@ pub mod prober;
 pub mod process;
 pub mod protocol;
 pub mod sandbox;
+pub mod store;
 pub mod worker;

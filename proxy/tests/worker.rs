@@ -75,13 +75,11 @@ impl Drop for Worker {
 }
 
 fn passed(network: u32) -> Passed {
-    Passed {
-        purpose: Purpose::Intercept {
-            network: NetworkId(network),
-            datapath: Taken::Cgroup,
-        },
-        thread: network as usize % 2,
-    }
+    let purpose = Purpose::Intercept {
+        network: NetworkId(network),
+        datapath: Taken::Cgroup,
+    };
+    Passed::new(purpose, network as usize % 2)
 }
 
 /// A listener that only the worker will hold.

@@ -5,7 +5,7 @@ use crate::cli::output::complain;
 use crate::config::Source;
 use crate::intercept::preflight;
 use crate::observe::logging;
-use crate::supervise::{master, privileges, prober, worker};
+use crate::supervise::{descriptors, handover, master, privileges, prober, worker};
 
 /// `worker`
 #[derive(clap::Args)]
@@ -39,6 +39,14 @@ pub(super) fn run(inputs: &InputArgs) -> Exit {
         return Exit::NoPermission;
     }
     logging::detach();
+    let inherited = match handover::inherited() {
+        Ok(inherited) => inherited,
+        Err(error) => {
+            // Its listeners are open under numbers that nobody knows: only another process can have them.
+            tracing::error!(%error, "cannot go on with what the program before left");
+            return Exit::Internal;
+        }
+    };
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -50,7 +58,12 @@ pub(super) fn run(inputs: &InputArgs) -> Exit {
     {
         tracing::info!(key = %setting.key, value = %setting.value, source = %setting.source, "configured");
     }
-    master::run(loaded, reloader)
+    master::run(master::Start {
+        loaded,
+        reloader,
+        flags: inputs.flags(),
+        inherited,
+    })
 }
 
 /// `probe`
@@ -68,7 +81,7 @@ pub(super) fn worker(args: &WorkerArgs, inputs: &InputArgs) -> Exit {
         Err(exit) => return exit,
     };
     logging::start(&loaded.config.log);
-    match worker::activated_descriptors() {
+    match descriptors::activated() {
         Ok(descriptors) if !descriptors.is_empty() => worker::run_activated(loaded.config, descriptors),
         Ok(_) => {
             complain!(

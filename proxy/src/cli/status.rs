@@ -67,6 +67,9 @@ pub struct Report {
     self_tests: Vec<SelfTest>,
     #[serde(default)]
     dns: DnsStatus,
+    /// Upgrades in place since the process was started.
+    #[serde(default)]
+    upgrades: u64,
     #[serde(default)]
     log_lost: LogLost,
 }
@@ -85,6 +88,9 @@ pub struct Process {
     pid: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     uptime_seconds: Option<u64>,
+    /// Its version, where it is another one than the master's: the new program has taken over, and its worker does not serve yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
 }
 
 impl Report {
@@ -95,13 +101,14 @@ impl Report {
             not_ready.push("no worker answers".to_owned());
         }
         let mut report = Self {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: master.version.clone(),
             site: config.site.to_string(),
             ready: not_ready.is_empty(),
             not_ready,
             master: Process {
                 pid: master.pid,
                 uptime_seconds: None,
+                version: None,
             },
             worker: None,
             sandbox: None,
@@ -122,6 +129,7 @@ impl Report {
             worker_restarts: master.worker_restarts,
             self_tests: master.self_tests.unwrap_or_default(),
             dns: DnsStatus::default(),
+            upgrades: master.upgrades,
             log_lost: LogLost {
                 master: master.log_lost,
                 worker: None,
@@ -131,6 +139,7 @@ impl Report {
             report.worker = Some(Process {
                 pid: worker.pid,
                 uptime_seconds: Some(worker.uptime_seconds),
+                version: (worker.version != master.version).then_some(worker.version),
             });
             report.sandbox = Some(worker.sandbox);
             report.module = Some(worker.module);
@@ -244,7 +253,11 @@ fn print(report: &Report) {
     say!("TLS policy       {}", report.tls_policy);
     print_authority(report);
     print_trust(report);
-    say!("master           pid {}", report.master.pid);
+    let upgrades = match report.upgrades {
+        0 => String::new(),
+        times => format!(", upgraded in place {times} times"),
+    };
+    say!("master           pid {}{upgrades}", report.master.pid);
     if let Some(worker) = &report.worker {
         let up = worker.uptime_seconds.unwrap_or_default();
         say!(
@@ -252,6 +265,9 @@ fn print(report: &Report) {
             worker.pid,
             report.worker_restarts
         );
+        if let Some(version) = &worker.version {
+            say!("                 STILL OF VERSION {version}");
+        }
     }
     if let Some(sandbox) = &report.sandbox {
         say!("sandbox          {sandbox}");

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::Exit;
 use crate::cli::output::{complain, say};
+use crate::supervise::handover;
 use crate::tls::{self, ModuleStatus};
 
 /// `version`
@@ -19,6 +20,8 @@ struct Report {
     version: &'static str,
     commit: &'static str,
     ebpf_compiler: &'static str,
+    /// From which programs it can take over in place: forms of the message.
+    handover: &'static [u32],
     module: ModuleStatus,
 }
 
@@ -35,6 +38,7 @@ pub(super) fn run(args: &VersionArgs) -> Exit {
         version: env!("CARGO_PKG_VERSION"),
         commit: option_env!("AFP_GIT_COMMIT").unwrap_or("unknown"),
         ebpf_compiler: option_env!("AFP_EBPF_RUSTC").unwrap_or("none"),
+        handover: &handover::FORMATS,
         module,
     };
     if args.json {

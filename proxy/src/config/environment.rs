@@ -67,7 +67,7 @@ impl EnvironmentFile {
         file
     }
 
-    fn get(&self, name: &str) -> Option<&str> {
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(|(value, _)| value.as_str())
     }
 }

@@ -1,6 +1,8 @@
 //! Reads the configuration again while running: on SIGHUP, `systemctl reload`, or when somebody turned interception
 //! off.
 
+use std::ffi::OsString;
+
 use super::environment::EnvironmentFile;
 use super::error::ConfigErrors;
 use super::load::{Inputs, Loaded, load_with};
@@ -28,6 +30,19 @@ impl Reloader {
         let now = self.inputs.environment_file(&mut errors);
         self.first = Some(now.clone());
         load_with(&self.inputs, &now, &now, errors)
+    }
+
+    /// The variables for another program in this process: all that it was started with, but for those that came from the
+    /// environment file, which that program reads as it is now.
+    pub fn variables(&self) -> Vec<(OsString, OsString)> {
+        let of_file = |name: &OsString| {
+            let name = name.to_str()?;
+            let value = self.inputs.environment.get(name)?;
+            Some(self.first.as_ref()?.get(name) == Some(value.as_str()))
+        };
+        std::env::vars_os()
+            .filter(|(name, _)| !of_file(name).unwrap_or_default())
+            .collect()
     }
 
     /// Every later load: a variable that the process got from the environment file follows the file, changed or

@@ -1,4 +1,4 @@
-//! Attaches and detaches: pinned links in Agents' cgroups, unpinned ones in our own.
+//! Attaches and detaches: pinned links in Agents' cgroups and in our own.
 //!
 //! A pin is replaced by attaching the new link first and renaming its pin over the old one (`rename` on bpffs is
 //! atomic): between the two both programs run, and the second sees a loopback destination, which it leaves alone. So a
@@ -6,18 +6,17 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
-use aya::programs::cgroup_sockopt::CgroupSockoptLink;
 use aya::programs::links::FdLink;
-use aya::programs::sock_ops::SockOpsLink;
 use aya::programs::{CgroupAttachMode, Program, ProgramError};
 
 use super::error::InterceptError;
 use super::host::{Cgroup2, PinDirectory, create_private, remove_directory};
 use super::load::{AGENT_HOOKS, Loaded, OWN_HOOKS};
+use super::sys;
 
 /// Suffix of a pin that is about to replace another. (bpffs allows no dot in a name.)
 pub(super) const NEXT: &str = "-next";
@@ -93,8 +92,12 @@ pub(super) fn is_attached(pins: &PinDirectory, id: u64) -> bool {
 
 /// Cgroup ids that have a directory of pins.
 pub(super) fn pinned_cgroups(pins: &PinDirectory) -> Result<Vec<u64>, InterceptError> {
-    let directory = pins.links();
-    let entries = match fs::read_dir(&directory) {
+    numbered(&pins.links())
+}
+
+/// The names of a directory's entries that are numbers.
+fn numbered(directory: &Path) -> Result<Vec<u64>, InterceptError> {
+    let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(InterceptError::file("read", directory))?,
     };
@@ -116,38 +119,73 @@ pub(super) fn detach_agent(pins: &PinDirectory, id: u64) -> Result<Vec<PathBuf>,
     Ok(removed)
 }
 
-/// The accepting side's links: gone with this value, or with the process.
+/// The accepting side's links. They are pinned, too, and outlive us: what the kernel accepts for our listeners while nobody runs
+/// (the service manager holds them, or this process replaces its program) must have its origin. So they are gone when both this
+/// value and the pins are.
 #[derive(Debug)]
 pub(super) struct OwnLinks {
-    _handover: SockOpsLink,
-    _original_dst: CgroupSockoptLink,
+    _handover: OwnedFd,
+    _original_dst: OwnedFd,
 }
 
-/// Attaches the accepting side's programs to our own cgroup.
+/// `BPF_CGROUP_SOCK_OPS` and `BPF_CGROUP_GETSOCKOPT` (linux/bpf.h), in the order of [`OWN_HOOKS`].
+const OWN_ATTACH_TYPES: [u32; 2] = [3, 21];
+
+/// Attaches the accepting side's programs to our own cgroup and pins the links; replaces pins that are there.
 pub(super) fn attach_own(
     ebpf: &mut Ebpf,
     cgroups: &Cgroup2,
+    pins: &PinDirectory,
     cgroup: &Path,
+    id: u64,
 ) -> Result<OwnLinks, InterceptError> {
     let path = cgroups.directory(cgroup);
     let handle = File::open(&path).map_err(InterceptError::file("open the cgroup", &path))?;
-    let [sockops, sockopt] = OWN_HOOKS;
+    let directory = pins.own_of(id);
+    create_private(&directory)?;
+    let mut attach = |at: usize| {
+        let hook = OWN_HOOKS[at];
+        let program = match ebpf.program_mut(hook) {
+            Some(Program::SockOps(program)) => program.fd(),
+            Some(Program::CgroupSockopt(program)) => program.fd(),
+            _ => return Err(InterceptError::Missing(hook)),
+        };
+        let program = program.map_err(failed(hook, cgroup))?;
+        let link =
+            sys::link_to_cgroup(program.as_fd(), handle.as_fd(), OWN_ATTACH_TYPES[at]).map_err(|source| {
+                InterceptError::Call {
+                    call: "attaching a program to our own cgroup (BPF_LINK_CREATE)",
+                    source,
+                }
+            })?;
+        let pin = directory.join(hook);
+        let next = next(&pin);
+        // Left by an instance that was killed between the two steps below.
+        remove_file(&next)?;
+        sys::pin(link.as_fd(), &next).map_err(InterceptError::file("pin a link at", &next))?;
+        fs::rename(&next, &pin).map_err(InterceptError::file("put a pin in place at", &pin))?;
+        Ok(link)
+    };
     Ok(OwnLinks {
-        _handover: match ebpf.program_mut(sockops) {
-            Some(Program::SockOps(program)) => program
-                .attach(&handle, MODE)
-                .and_then(|id| program.take_link(id))
-                .map_err(failed(sockops, cgroup))?,
-            _ => return Err(InterceptError::Missing(sockops)),
-        },
-        _original_dst: match ebpf.program_mut(sockopt) {
-            Some(Program::CgroupSockopt(program)) => program
-                .attach(&handle, MODE)
-                .and_then(|id| program.take_link(id))
-                .map_err(failed(sockopt, cgroup))?,
-            _ => return Err(InterceptError::Missing(sockopt)),
-        },
+        _handover: attach(0)?,
+        _original_dst: attach(1)?,
     })
+}
+
+/// Removes the pins of the accepting side in a cgroup of ours; returns what was removed.
+pub(super) fn unpin_own(pins: &PinDirectory, id: u64) -> Result<Vec<PathBuf>, InterceptError> {
+    let directory = pins.own_of(id);
+    let mut removed = Vec::new();
+    for hook in OWN_HOOKS {
+        removed.extend(unpin(&directory.join(hook))?);
+    }
+    remove_directory(&directory)?;
+    Ok(removed)
+}
+
+/// Ids of the cgroups, of this and earlier processes of ours, that have pins of the accepting side.
+pub(super) fn own_cgroups(pins: &PinDirectory) -> Result<Vec<u64>, InterceptError> {
+    numbered(&pins.own())
 }
 
 /// A new link of an Agent-side program.

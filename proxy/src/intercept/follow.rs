@@ -77,7 +77,7 @@ impl Interceptor {
             tracing::warn!(pins = %self.pins.root().display(), "our pins were removed: interception is off");
             self.settings.flags &= !FLAG_ENABLED;
             changes.note(self.write_settings());
-            self.own_links = None;
+            changes.note(self.detach_own());
             self.attached = false;
             self.end_tc(&mut changes);
             self.forget_all(&mut changes);
@@ -238,6 +238,8 @@ impl Interceptor {
                 }
             }
         }
+        // Workers of the program before may still serve them.
+        changes.closed.extend(self.networks.forget_inherited());
         self.forget_flows(changes);
     }
 

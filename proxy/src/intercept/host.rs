@@ -151,7 +151,7 @@ impl PinDirectory {
             Some(found) => found,
             None => Self::mount()?,
         };
-        for directory in [found.maps(), found.links(), found.classifiers()] {
+        for directory in [found.maps(), found.links(), found.own(), found.classifiers()] {
             create_private(&directory)?;
         }
         let own = found.bpffs.join(PINS);
@@ -193,6 +193,16 @@ impl PinDirectory {
     /// Pins of one cgroup's links.
     pub fn links_of(&self, cgroup: u64) -> PathBuf {
         self.links().join(cgroup.to_string())
+    }
+
+    /// Pins of the accepting side's links, a directory per cgroup of ours, named by its id.
+    pub fn own(&self) -> PathBuf {
+        self.root().join("own")
+    }
+
+    /// Pins of the accepting side's links in one cgroup of ours.
+    pub(super) fn own_of(&self, cgroup: u64) -> PathBuf {
+        self.own().join(cgroup.to_string())
     }
 
     /// Pins of classifiers' TCX links, named by interface index.
@@ -245,6 +255,7 @@ impl PinDirectory {
             self.maps(),
             self.withdrawn(),
             self.links(),
+            self.own(),
             self.classifiers(),
             self.root(),
             own,

@@ -16,6 +16,7 @@ use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
 use super::sys;
+use crate::signals;
 
 /// Which network namespace: what the kernel calls it, whatever path leads there. Both numbers are unique while the
 /// namespace lives; a [`Namespace`] keeps it alive.
@@ -209,7 +210,10 @@ impl Worker {
         let (jobs, received) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("namespaces".to_owned())
-            .spawn(move || serve(&home, &received))?;
+            .spawn(move || {
+                signals::leave_to_the_first_thread();
+                serve(&home, &received);
+            })?;
         Ok(Self { jobs, thread })
     }
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use nix::net::if_::InterfaceFlags;
 use proxy_ebpf::MAX_NETWORKS;
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::choose::Taken;
@@ -21,6 +22,10 @@ use super::error::InterceptError;
 use super::netns::{Namespace, NamespaceId, NamespaceThread};
 use super::status::ServedNetwork;
 use crate::listener_set;
+
+mod inherited;
+
+pub use inherited::{InheritedNetwork, NetworkRecord};
 
 /// Pending connections of one socket of a pod: it serves one Agent, not a host.
 const BACKLOG: i32 = 1024;
@@ -31,12 +36,21 @@ const PORT_TRIES: usize = 16;
 pub(super) const NOBODY: u32 = MAX_NETWORKS - 1;
 
 /// What a network is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(super) enum Key {
     /// A network namespace, taken this way.
     Namespace(NamespaceId, Taken),
     /// Everything behind the interfaces of `intercept.interfaces` whose namespace is nobody's that we know.
     Interfaces,
+}
+
+impl Key {
+    fn taken(self) -> Taken {
+        match self {
+            Self::Namespace(_, taken) => taken,
+            Self::Interfaces => Taken::Tc,
+        }
+    }
 }
 
 /// One network.
@@ -59,6 +73,8 @@ pub struct NetworkListeners {
     pub network: u32,
     /// Its slot in the kernel's tables.
     pub slot: u32,
+    /// The kernel's cookie of its namespace; 0 for interfaces behind which we know of none.
+    pub cookie: u64,
     /// How its connections come.
     pub taken: Taken,
     /// On 127.0.0.1.
@@ -73,6 +89,8 @@ pub(super) struct Networks {
     /// Sockets of each listener: the worker's data threads.
     sockets: usize,
     served: BTreeMap<Key, Network>,
+    /// Those of the program that this one replaces, until they are asked for.
+    inherited: BTreeMap<Key, InheritedNetwork>,
     last: u32,
 }
 
@@ -90,6 +108,7 @@ impl Networks {
             thread,
             sockets,
             served: BTreeMap::new(),
+            inherited: BTreeMap::new(),
             last: 0,
         })
     }
@@ -176,10 +195,25 @@ impl Networks {
         cookie: impl FnOnce(&UdpSocket) -> Result<u64, InterceptError>,
         known: &BTreeMap<u64, u32>,
     ) -> Result<NetworkListeners, InterceptError> {
-        let taken = match key {
-            Key::Namespace(_, taken) => taken,
-            Key::Interfaces => Taken::Tc,
+        let taken = key.taken();
+        let cookie = match namespace {
+            Some(namespace) => {
+                let probe = self
+                    .thread
+                    .run(namespace, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))
+                    .and_then(|made| made)
+                    .map_err(entering)?;
+                cookie(&probe)?
+            }
+            None => 0,
         };
+        // By the cookie, which is never used again: a namespace's number may be.
+        let same = |inherited: &InheritedNetwork| inherited.record.cookie == cookie;
+        if self.inherited.get(&key).is_some_and(same)
+            && let Some(inherited) = self.inherited.remove(&key)
+        {
+            return Ok(self.go_on(key, namespace, inherited));
+        }
         let busy: Vec<u16> = self.served.values().flat_map(|network| network.ports).collect();
         let sockets = self.sockets;
         let make = move || pair(taken == Taken::Tc, &busy, sockets);
@@ -200,22 +234,12 @@ impl Networks {
                 "the network namespace has neither 127.0.0.1 nor ::1".to_owned(),
             ));
         }
-        let cookie = match namespace {
-            Some(namespace) => {
-                let probe = self
-                    .thread
-                    .run(namespace, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))
-                    .and_then(|made| made)
-                    .map_err(entering)?;
-                cookie(&probe)?
-            }
-            None => 0,
-        };
         // Once for all slots that are tried: a thousand networks would be a thousand million comparisons.
         let elsewhere = known.iter().filter(|(other, _)| **other != cookie);
         let used: BTreeSet<u32> = elsewhere
             .map(|(_, slot)| *slot)
             .chain(self.served.values().map(|other| other.slot))
+            .chain(self.inherited.values().map(|other| other.record.slot))
             .collect();
         let free = |slot: &u32| (1..NOBODY).contains(slot) && !used.contains(slot);
         let slot = known
@@ -229,11 +253,6 @@ impl Networks {
                     NOBODY - 1
                 ))
             })?;
-        let port = |set: &[TcpListener]| {
-            set.first()
-                .and_then(|listener| listener.local_addr().ok())
-                .map_or(0, |address| address.port())
-        };
         self.last += 1;
         let id = self.last;
         let network = Network {
@@ -247,6 +266,7 @@ impl Networks {
         Ok(NetworkListeners {
             network: id,
             slot,
+            cookie,
             taken,
             v4,
             v6,
@@ -284,6 +304,13 @@ fn entering(source: io::Error) -> InterceptError {
         call: "entering an Agent's network namespace (setns needs CAP_SYS_ADMIN)",
         source,
     }
+}
+
+/// The port of a set; 0 of an empty one.
+fn port(set: &[TcpListener]) -> u16 {
+    set.first()
+        .and_then(|listener| listener.local_addr().ok())
+        .map_or(0, |address| address.port())
 }
 
 type Pair = (Vec<TcpListener>, Vec<TcpListener>);

@@ -74,6 +74,25 @@ impl OwnCgroup {
         self.id
     }
 
+    /// Enters it again after this process replaced its program. A cgroup that we made before is still ours to remove: the
+    /// process goes back to `previous` then.
+    ///
+    /// # Errors
+    /// As [`OwnCgroup::enter`].
+    pub fn enter_again(previous: Option<PathBuf>) -> Result<Self, InterceptError> {
+        let mut own = Self::enter()?;
+        let made = PathBuf::from(format!("/{NAME}-{}", std::process::id()));
+        if own.previous.is_none() && own.path == made {
+            own.previous = previous;
+        }
+        Ok(own)
+    }
+
+    /// Where the process was before; `None` when the cgroup was there before us.
+    pub fn previous(&self) -> Option<&Path> {
+        self.previous.as_deref()
+    }
+
     /// Its path below the cgroup2 root.
     pub fn path(&self) -> &Path {
         &self.path

@@ -1,9 +1,11 @@
 //! The system calls that neither std nor nix offers: every `unsafe` of the kernel side is in this file.
 
-use std::ffi::{CStr, c_int, c_uint};
+use std::ffi::{CStr, CString, c_int, c_uint};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::libc;
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
@@ -86,6 +88,59 @@ pub(super) fn cgroup_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::R
     }
     let count = (query.count as usize).min(ids.len());
     Ok((query.attach_flags, ids[..count].to_vec()))
+}
+
+/// Attaches a program to a cgroup by a link (`BPF_LINK_CREATE`, kernel 5.7): attached for as long as the descriptor or a pin is
+/// there.
+pub(super) fn link_to_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    /// The fields of `union bpf_attr` for this command, up to those that we use (linux/bpf.h).
+    #[repr(C)]
+    struct Create {
+        program: u32,
+        target: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    /// `BPF_LINK_CREATE`
+    const COMMAND: c_int = 28;
+    let create = Create {
+        program: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
+        target: u32::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?,
+        attach_type,
+        flags: 0,
+    };
+    // SAFETY: `create` is live for the call and as large as it says; the call returns a new descriptor or -1. aya's link of a
+    // getsockopt program can neither be pinned nor taken out of its wrapper.
+    owned(unsafe { libc::syscall(libc::SYS_bpf, COMMAND, &raw const create, size_of::<Create>()) })
+}
+
+/// Pins an object of bpf (`BPF_OBJ_PIN`, kernel 4.4).
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    /// The fields of `union bpf_attr` for this command.
+    #[repr(C)]
+    struct Pin {
+        path: u64,
+        object: u32,
+        flags: u32,
+    }
+    /// `BPF_OBJ_PIN`
+    const COMMAND: c_int = 6;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let pin = Pin {
+        path: path.as_ptr() as u64,
+        object: u32::try_from(object.as_raw_fd()).map_err(io::Error::other)?,
+        flags: 0,
+    };
+    // SAFETY: `pin` and the C string it points to are live for the call. For links that were made by `link_to_cgroup`.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, COMMAND, &raw const pin, size_of::<Pin>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// The cookie of a socket (`SO_COOKIE`, kernel 4.6).

@@ -125,6 +125,9 @@ pub(super) fn remove_pins(
     for id in pinned_cgroups(pins)? {
         report.links.extend(detach_agent(pins, id)?);
     }
+    for id in attach::own_cgroups(pins)? {
+        report.links.extend(attach::unpin_own(pins, id)?);
+    }
     // After the classifiers that lead packets to it.
     report.links.extend(attach::unpin(&pins.sk_lookup())?);
     report.maps.extend(remove_files(&maps)?);

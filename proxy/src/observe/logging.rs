@@ -16,6 +16,7 @@ use tracing_subscriber::{Registry, fmt, reload};
 
 use super::redact;
 use crate::config::{Log, LogFormat};
+use crate::signals;
 use outlet::{Kind, Outlet, Stderr};
 
 pub use outlet::Lost;
@@ -66,9 +67,10 @@ pub fn detach() {
     }
     let outlet = Arc::new(Outlet::default());
     let its = Arc::clone(&outlet);
-    let started = std::thread::Builder::new()
-        .name("log".to_owned())
-        .spawn(move || its.run(Stderr, || true));
+    let started = std::thread::Builder::new().name("log".to_owned()).spawn(move || {
+        signals::leave_to_the_first_thread();
+        its.run(Stderr, || true);
+    });
     match started {
         Ok(_) => {
             // Only one thread runs by now: nobody else has set it.

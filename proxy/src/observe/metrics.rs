@@ -393,6 +393,12 @@ impl Counters {
             )?;
         }
         encode_lone_counter(e, "worker_restarts", "Workers that died", master.worker_restarts)?;
+        encode_lone_counter(
+            e,
+            "upgrades",
+            "Upgrades in place since the start",
+            master.upgrades,
+        )?;
         lost::encode(logging::lost(), master.log_lost, e)?;
         match &master.interception.kernel {
             Some(kernel) => kernel::encode(kernel, e),

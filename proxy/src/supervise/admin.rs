@@ -1,11 +1,13 @@
-//! The admin socket: one JSON request a line, one JSON answer a line. `status` and `intercept on|off` speak to it.
+//! The admin socket: one JSON request a line, one JSON answer a line. `status`, `intercept on|off` and `upgrade` speak to it.
 //!
 //! It is a Unix socket of mode 0600 in a directory of ours. Whoever may ask may switch interception off, so who asks is looked at,
 //! too: root, or the user that the master is. A descriptor that was handed on, or a mode that somebody changed, opens nothing.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::Uid;
@@ -18,6 +20,8 @@ use tokio::sync::{mpsc, oneshot};
 const MAX_REQUEST: u64 = 4096;
 /// For a whole exchange.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// For an upgrade: two trials of the new program, and the start of its worker.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +33,17 @@ pub enum Request {
     InterceptOn,
     /// Take the hooks away; the explicit ports go on.
     InterceptOff,
+    /// Let the program that is installed now take over.
+    Upgrade,
+}
+
+impl Request {
+    fn timeout(self) -> Duration {
+        match self {
+            Self::Upgrade => UPGRADE_TIMEOUT,
+            Self::Status | Self::InterceptOn | Self::InterceptOff => TIMEOUT,
+        }
+    }
 }
 
 /// The answer.
@@ -59,6 +74,20 @@ pub struct Pending {
     pub caller: Caller,
     /// Whereto the answer goes.
     pub tell: oneshot::Sender<Answer>,
+    /// The connection itself, for [`Request::Upgrade`]: the program that takes over answers by [`tell`].
+    pub connection: Option<OwnedFd>,
+}
+
+/// Writes an answer to a connection that another program of this process accepted. It is one short line: there is room.
+///
+/// # Errors
+/// Whoever asked is gone.
+pub fn tell(connection: OwnedFd, answer: &Answer) -> io::Result<()> {
+    use std::io::Write as _;
+    let mut stream = std::os::unix::net::UnixStream::from(connection);
+    let mut body = serde_json::to_vec(answer)?;
+    body.push(b'\n');
+    stream.write_all(&body)
 }
 
 /// The socket, removed when dropped.
@@ -91,15 +120,37 @@ impl AdminSocket {
         })
     }
 
+    /// Goes on with the socket that the program before this one listened on.
+    ///
+    /// # Errors
+    /// It is no such socket.
+    pub fn inherit(path: PathBuf, socket: OwnedFd) -> io::Result<Self> {
+        let listener = std::os::unix::net::UnixListener::from(socket);
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            path,
+            listener: UnixListener::from_std(listener)?,
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
     /// Serves for ever; each request goes to `requests`.
-    pub async fn serve(self, requests: mpsc::Sender<Pending>) {
+    pub async fn serve(self: Arc<Self>, requests: mpsc::Sender<Pending>) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let requests = requests.clone();
                     tokio::spawn(async move {
-                        let exchange = tokio::time::timeout(TIMEOUT, exchange(stream, requests)).await;
-                        if let Ok(Err(error)) = exchange {
+                        if let Err(error) = exchange(stream, requests).await {
                             tracing::debug!(%error, "admin connection ended early");
                         }
                     });
@@ -127,11 +178,11 @@ async fn exchange(stream: UnixStream, requests: mpsc::Sender<Pending>) -> io::Re
         uid: credentials.uid(),
         pid: credentials.pid(),
     };
+    let connection = stream.as_fd().try_clone_to_owned()?;
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(read.take(MAX_REQUEST))
-        .read_line(&mut line)
-        .await?;
+    let mut read = BufReader::new(read.take(MAX_REQUEST));
+    tokio::time::timeout(TIMEOUT, read.read_line(&mut line)).await??;
     if line.is_empty() {
         return Ok(());
     }
@@ -150,11 +201,13 @@ async fn exchange(stream: UnixStream, requests: mpsc::Sender<Pending>) -> io::Re
                 request,
                 caller,
                 tell,
+                connection: (request == Request::Upgrade).then_some(connection),
             };
             if requests.send(pending).await.is_err() {
                 Answer::Error("the proxy is stopping".to_owned())
             } else {
-                told.await
+                tokio::time::timeout(request.timeout(), told)
+                    .await?
                     .unwrap_or_else(|_| Answer::Error("the proxy is stopping".to_owned()))
             }
         }
@@ -162,7 +215,7 @@ async fn exchange(stream: UnixStream, requests: mpsc::Sender<Pending>) -> io::Re
     };
     let mut body = serde_json::to_vec(&answer)?;
     body.push(b'\n');
-    write.write_all(&body).await
+    tokio::time::timeout(TIMEOUT, write.write_all(&body)).await?
 }
 
 fn may_ask(uid: u32, own: Uid) -> bool {
@@ -173,7 +226,7 @@ fn may_ask(uid: u32, own: Uid) -> bool {
 pub fn ask(path: &Path, request: Request) -> io::Result<Answer> {
     use std::io::{BufRead, Write};
     let mut stream = std::os::unix::net::UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_read_timeout(Some(request.timeout()))?;
     let mut line = serde_json::to_vec(&request)?;
     line.push(b'\n');
     stream.write_all(&line)?;
@@ -201,7 +254,7 @@ mod tests {
             0o600
         );
         let (tx, mut rx) = mpsc::channel::<Pending>(1);
-        let serving = tokio::spawn(socket.serve(tx));
+        let serving = tokio::spawn(Arc::new(socket).serve(tx));
         tokio::spawn(async move {
             while let Some(pending) = rx.recv().await {
                 assert_eq!(pending.caller.pid, Some(std::process::id().cast_signed()));

@@ -220,6 +220,17 @@ impl Channel {
         }
     }
 
+    /// Goes on where another program of this process stopped, with what it had [`Receiver::received`].
+    pub fn resume(socket: UnixStream, received: Vec<u8>) -> Self {
+        Self {
+            socket,
+            inbox: Inbox {
+                bytes: received,
+                ..Inbox::default()
+            },
+        }
+    }
+
     /// Waits for one message. The socket must be blocking.
     ///
     /// # Errors
@@ -291,6 +302,16 @@ impl Sender {
 pub struct Receiver(Arc<tokio::net::UnixStream>, Inbox);
 
 impl Receiver {
+    /// The socket.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// What was received and is no whole message yet. Without descriptors: a worker sends none.
+    pub fn received(&self) -> &[u8] {
+        &self.1.bytes
+    }
+
     /// The next message and its descriptors; `None` when the other side is gone. What is half received survives
     /// cancellation.
     ///

@@ -1,4 +1,7 @@
-//! The master's side of interception: wanted or not, possible or not, in place or not.
+//! The master's side of interception: wanted or not, possible or not, in place or not. `handed` is what another program in this
+//! process must know of it.
+
+mod handed;
 
 use std::io;
 use std::net::IpAddr;
@@ -10,9 +13,11 @@ use super::listeners::Listeners;
 use super::protocol::{InterceptionStatus, Pods};
 use crate::config::{self, OnFailure};
 use crate::intercept::{
-    self, AgentWatcher, Changes, InterceptError, Interceptor, Listeners as KernelListeners, OwnCgroup, tc,
+    self, AgentWatcher, Changes, InterceptError, Interceptor, Leave, Listeners as KernelListeners, OwnCgroup,
+    tc,
 };
 use crate::relay::network::NetworkId;
+use handed::Inherited;
 
 /// How soon an Agent without a process or a cgroup is looked at again: it is about to start.
 const SOON: Duration = Duration::from_millis(200);
@@ -55,6 +60,8 @@ pub struct Interception {
     addresses: Vec<(IpAddr, Duration)>,
     /// Every intake name was asked for at least once.
     asked: bool,
+    /// Of the program that this one replaces, until the kernel side is loaded.
+    inherited: Option<Inherited>,
 }
 
 impl Interception {
@@ -78,6 +85,7 @@ impl Interception {
             own: None,
             addresses: Vec::new(),
             asked: false,
+            inherited: None,
         }
     }
 
@@ -98,7 +106,12 @@ impl Interception {
         if !self.enabled || self.own.is_some() {
             return Ok(false);
         }
-        self.own = Some(self.note(Interceptor::enter_own_cgroup())?);
+        let before = self.inherited.as_mut();
+        let own = match before {
+            Some(before) => OwnCgroup::enter_again(before.previous_cgroup.take()),
+            None => Interceptor::enter_own_cgroup(),
+        };
+        self.own = Some(self.note(own)?);
         listeners.add_interception();
         Ok(true)
     }
@@ -348,18 +361,28 @@ impl Interception {
         }
     }
 
-    /// The end of the master. `closed`: the policy stays in the kernel, so that nothing leaves while we are away. Our own
-    /// cgroup goes when this is dropped, which is after the last worker.
-    pub fn leave(&mut self) {
+    /// The end of the master. `closed`: the policy stays in the kernel, so that nothing leaves while we are away; when the
+    /// listeners are `stored`, connections wait in them. Our own cgroup goes when this is dropped, which is after the last worker.
+    pub fn leave(&mut self, stored: bool) {
         let Some(kernel) = self.kernel.take() else { return };
         let keep = self.enabled && self.config.on_failure == OnFailure::Closed && kernel.attached();
-        if keep {
+        if keep && stored {
+            tracing::info!(
+                "interception stays in force (intercept.on_failure: closed): Agents' intake connections wait for the next start, \
+                 and fail once the service manager lets go of the listeners"
+            );
+        } else if keep {
             tracing::warn!(
                 "interception stays in force (intercept.on_failure: closed): Agents' intake connections fail until the \
                  proxy runs again; `agent-fips-proxy uninstall` removes it"
             );
         }
-        match kernel.leave(keep) {
+        let leave = match (keep, stored) {
+            (true, true) => Leave::Listeners,
+            (true, false) => Leave::Policy,
+            (false, _) => Leave::Nothing,
+        };
+        match kernel.leave(leave) {
             Ok(sockets) => self.last_sockets = Some(sockets),
             Err(error) => {
                 tracing::error!(%error, "cannot leave the kernel as it was; `agent-fips-proxy uninstall` removes what is left");
@@ -375,6 +398,12 @@ impl Interception {
             Some(kernel) => kernel,
             none => {
                 let mut kernel = Interceptor::load(&self.config, own, self.threads)?;
+                if let Some(before) = self.inherited.take() {
+                    kernel.inherit(before.last_network, before.networks);
+                }
+                if !listeners.retiring() {
+                    kernel.forget_earlier_cgroups()?;
+                }
                 if let Some(log) = kernel.take_kernel_log() {
                     tokio::spawn(async move {
                         if let Err(error) = log.forward().await {

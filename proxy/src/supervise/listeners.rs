@@ -4,6 +4,9 @@
 //! them all: connections wait in their backlogs while a worker is replaced. An Agent pod's network has such a set per
 //! family, made elsewhere.
 
+mod held;
+mod retiring;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -11,17 +14,23 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use serde::{Deserialize, Serialize};
+
 use super::protocol::{ListenerStatus, Passed, Purpose};
 use crate::catalog::TABLE;
 use crate::config::Config;
+use crate::intercept::NetworkListeners;
 use crate::listener_set;
 use crate::relay::network::{NetworkId, Taken};
+
+pub use held::{Place, Sockets};
+use retiring::Retiring;
 
 /// Pending connections per socket; the kernel caps it at net.core.somaxconn (4096 since Linux 5.4).
 const BACKLOG: i32 = 4096;
 
 /// One address that should be bound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
     /// What for.
     pub purpose: Purpose,
@@ -34,11 +43,17 @@ pub struct Listeners {
     threads: usize,
     slots: Vec<Slot>,
     networks: BTreeMap<NetworkId, Network>,
+    /// Of a process before us: served until nobody waits there any more.
+    retiring: Retiring,
+    /// Something came or went since [`Listeners::changed`] was asked.
+    changed: bool,
 }
 
 /// The listeners of one network: for each family one socket per data thread, or none.
 struct Network {
     taken: Taken,
+    /// The kernel's cookie of its namespace.
+    cookie: u64,
     v4: Vec<TcpListener>,
     v6: Vec<TcpListener>,
 }
@@ -111,29 +126,36 @@ impl Listeners {
             threads: threads.max(1),
             slots: Vec::new(),
             networks: BTreeMap::new(),
+            retiring: Retiring::default(),
+            changed: true,
         }
     }
 
     /// Keeps the listeners of a network, in place of those that it had: for each family one socket per data thread, or
     /// none. An Agent's pod may carry the traffic of a whole node.
-    pub fn add_network(
-        &mut self,
-        network: NetworkId,
-        taken: Taken,
-        v4: Vec<TcpListener>,
-        v6: Vec<TcpListener>,
-    ) {
-        self.networks.insert(network, Network { taken, v4, v6 });
+    pub fn add_network(&mut self, listeners: NetworkListeners) {
+        let id = NetworkId(listeners.network);
+        self.retiring.serve(listeners.cookie, listeners.taken, id);
+        self.changed = true;
+        let network = Network {
+            taken: listeners.taken,
+            cookie: listeners.cookie,
+            v4: listeners.v4,
+            v6: listeners.v6,
+        };
+        self.networks.insert(id, network);
     }
 
     /// Closes the listeners of a network. False when it had none.
     pub fn remove_network(&mut self, network: NetworkId) -> bool {
+        self.changed = true;
         self.networks.remove(&network).is_some()
     }
 
     /// Makes the set equal to `wanted`: keeps what is there, closes what is not wanted any more, binds what is new.
     /// Interception's listeners are not part of it: see [`Listeners::add_interception`].
     pub fn reconcile(&mut self, wanted: &[Wanted]) {
+        self.changed = true;
         self.slots
             .retain(|slot| slot.wanted.purpose == Purpose::HOST_INTERCEPT || wanted.contains(&slot.wanted));
         for want in wanted {
@@ -150,6 +172,7 @@ impl Listeners {
             .iter()
             .all(|slot| slot.wanted.purpose != Purpose::HOST_INTERCEPT)
         {
+            self.changed = true;
             for want in wanted_for_interception() {
                 self.bind(want);
             }
@@ -166,6 +189,7 @@ impl Listeners {
                 changed = true;
             }
         }
+        self.changed |= changed;
         changed
     }
 
@@ -199,12 +223,13 @@ impl Listeners {
         for slot in &self.slots {
             let Ok(bound) = &slot.bound else { continue };
             for (thread, socket) in bound.sockets.iter().enumerate() {
-                passed.push(Passed {
-                    purpose: slot.wanted.purpose,
-                    thread,
-                });
+                passed.push(Passed::new(slot.wanted.purpose, thread));
                 descriptors.push(socket.as_fd());
             }
+        }
+        for (more, socket) in self.retiring.of(NetworkId::HOST) {
+            passed.push(more);
+            descriptors.push(socket);
         }
         for network in self.networks.keys() {
             let (more, sockets) = self.passed_of(*network);
@@ -226,7 +251,8 @@ impl Listeners {
         [&found.v4, &found.v6]
             .into_iter()
             .flat_map(|set| set.iter().enumerate())
-            .map(|(thread, socket)| (Passed { purpose, thread }, socket.as_fd()))
+            .map(|(thread, socket)| (Passed::new(purpose, thread), socket.as_fd()))
+            .chain(self.retiring.of(network))
             .unzip()
     }
 
@@ -376,8 +402,16 @@ mod tests {
         let mut listeners = Listeners::new(2);
         listeners.add_interception();
         let host = listeners.passed().0.len();
-        listeners.add_network(NetworkId(3), Taken::Cgroup, bound(), Vec::new());
-        listeners.add_network(NetworkId(4), Taken::Tc, bound(), bound());
+        let network = |network, taken, v6| NetworkListeners {
+            network,
+            slot: network,
+            cookie: u64::from(network),
+            taken,
+            v4: bound(),
+            v6,
+        };
+        listeners.add_network(network(3, Taken::Cgroup, Vec::new()));
+        listeners.add_network(network(4, Taken::Tc, bound()));
         let (passed, descriptors) = listeners.passed();
         assert_eq!((passed.len(), descriptors.len()), (host + 6, host + 6));
         // Each set's sockets in the order of the threads, beside their own descriptors.

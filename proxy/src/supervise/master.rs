@@ -1,27 +1,36 @@
-//! The master's event loop. `workers` starts, hears and replaces workers; `reload` follows the configuration.
+//! The master's event loop. `start` makes everything, or goes on with what another program left; `workers` starts, hears and
+//! replaces workers; `reload` follows the configuration; `upgrade` hands everything to another program.
 
 mod probing;
 mod reload;
+mod start;
+mod upgrade;
 mod workers;
 
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot};
 
 use super::admin::{AdminSocket, Answer, Pending, Request};
+use super::handover::Inherited;
+use super::handover::candidate::Candidate;
 use super::interception::Interception;
-use super::listeners::{self, Listeners};
+use super::listeners::Listeners;
 use super::notify;
-use super::privileges;
 use super::prober::Prober;
 use super::process::{WorkerEvent, WorkerId, WorkerProcess};
 use super::protocol::{FromWorker, MasterStatus, ToWorker, WorkerStatus};
+use super::store::Store;
 use crate::cli::Exit;
 use crate::config::{Config, Loaded, Reloader};
-use crate::intercept::{Changes, InterceptError};
+use crate::intercept::Changes;
 use crate::observe::logging;
 use crate::relay::network::NetworkId;
+use upgrade::{By, Upgrade};
 
 /// How often state is pushed to the worker and the small chores are done.
 const TICK: Duration = Duration::from_secs(1);
@@ -37,8 +46,20 @@ const START: Duration = Duration::from_secs(60);
 /// What a draining worker may take beyond `limits.drain_timeout` before it is ended.
 const DRAIN_SLACK: Duration = Duration::from_secs(2);
 
+/// What a master is started with.
+pub struct Start {
+    /// The configuration.
+    pub loaded: Loaded,
+    /// Where it comes from.
+    pub reloader: Reloader,
+    /// The same as flags of the command line.
+    pub flags: Vec<OsString>,
+    /// What the program before left, when this one replaces it.
+    pub inherited: Option<Inherited>,
+}
+
 /// Runs the proxy until it is told to stop.
-pub fn run(loaded: Loaded, reloader: Reloader) -> Exit {
+pub fn run(start: Start) -> Exit {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -47,7 +68,7 @@ pub fn run(loaded: Loaded, reloader: Reloader) -> Exit {
         }
     };
     runtime.block_on(async {
-        match Master::start(loaded, reloader).await {
+        match Master::start(start).await {
             // Boxed: everything that the loop awaits lies in it.
             Ok(master) => Box::pin(master.run()).await,
             Err(exit) => exit,
@@ -60,7 +81,12 @@ struct Master {
     /// What the running workers read, as it was then.
     files: Vec<Option<reload::Stamp>>,
     reloader: Reloader,
+    flags: Vec<OsString>,
+    /// The file of this program; what is there at an upgrade takes over.
+    program: PathBuf,
+    admin: Option<Arc<AdminSocket>>,
     listeners: Listeners,
+    store: Store,
     interception: Interception,
     workers: Vec<WorkerProcess>,
     prober: Prober,
@@ -69,7 +95,11 @@ struct Master {
     requests: mpsc::Receiver<Pending>,
     signals: Signals,
     next_worker: WorkerId,
+    /// The first one that this program started.
+    first_worker: WorkerId,
     restarts: u64,
+    upgrades: u64,
+    upgrade: Upgrade,
     early_deaths: u32,
     restart_at: Option<tokio::time::Instant>,
     /// A worker was ready once: from then on a worker that fails is replaced, before it ends the program.
@@ -90,6 +120,7 @@ struct Signals {
     term: Signal,
     int: Signal,
     hup: Signal,
+    usr2: Signal,
 }
 
 enum Event {
@@ -100,81 +131,12 @@ enum Event {
     Restart,
     Tick,
     Reload,
+    Upgrade,
+    Tried(Result<Candidate, String>),
     Stop,
 }
 
 impl Master {
-    async fn start(loaded: Loaded, reloader: Reloader) -> Result<Self, Exit> {
-        let config = loaded.config;
-        let internal = |error: std::io::Error| {
-            tracing::error!(%error, "cannot listen for signals");
-            Exit::Internal
-        };
-        let signals = Signals {
-            term: signal(SignalKind::terminate()).map_err(internal)?,
-            int: signal(SignalKind::interrupt()).map_err(internal)?,
-            hup: signal(SignalKind::hangup()).map_err(internal)?,
-        };
-        if let Err(error) = privileges::raise_open_files() {
-            tracing::debug!(%error, "cannot raise the limit of open files");
-        }
-        let (requests_tx, requests) = mpsc::channel(8);
-        bind_admin(&config, requests_tx).await?;
-
-        let mut listeners = Listeners::new(config.worker.threads);
-        let mut interception = Interception::new(config.intercept.clone(), config.worker.threads);
-        interception.clear();
-        // The cgroup first: every listener must be made inside it.
-        start_interception(&config, interception.prepare(&mut listeners))?;
-        listeners.reconcile(&listeners::wanted(&config));
-        if !listeners.any_bound() {
-            tracing::error!(
-                "no listener could be bound: see the lines above; explicit.port_range_start, explicit.local_address and \
-                 status.port say where"
-            );
-            return Err(Exit::Unavailable);
-        }
-        for opened in start_interception(&config, interception.engage(&listeners))?
-            .unwrap_or_default()
-            .opened
-        {
-            listeners.add_network(NetworkId(opened.network), opened.taken, opened.v4, opened.v6);
-        }
-
-        let (events_tx, events) = mpsc::channel(64);
-        let mut master = Self {
-            files: reload::stamps(&config),
-            config,
-            reloader,
-            listeners,
-            interception,
-            workers: Vec::new(),
-            prober: Prober::default(),
-            events,
-            events_tx,
-            requests,
-            signals,
-            next_worker: 1,
-            restarts: 0,
-            early_deaths: 0,
-            restart_at: None,
-            served: false,
-            up: false,
-            waiting_for_status: Vec::new(),
-            authority: String::new(),
-            ticks: 0,
-            last_watchdog: Instant::now(),
-            last_summary: String::new(),
-            told: None,
-        };
-        if let Err(error) = master.start_worker() {
-            tracing::error!(%error, "cannot start the worker");
-            master.interception.leave();
-            return Err(Exit::Internal);
-        }
-        Ok(master)
-    }
-
     async fn run(mut self) -> Exit {
         let mut tick = tokio::time::interval(TICK);
         loop {
@@ -187,13 +149,15 @@ impl Master {
                 () = sleep_until(restart_at) => Event::Restart,
                 _ = tick.tick() => Event::Tick,
                 _ = self.signals.hup.recv() => Event::Reload,
+                _ = self.signals.usr2.recv() => Event::Upgrade,
+                tried = self.upgrade.tried() => Event::Tried(tried),
                 _ = self.signals.term.recv() => Event::Stop,
                 _ = self.signals.int.recv() => Event::Stop,
             };
             match event {
                 Event::Worker(id, event) => {
                     if let Some(exit) = self.on_worker(id, event).await {
-                        self.interception.leave();
+                        self.interception.leave(false);
                         return exit;
                     }
                 }
@@ -206,6 +170,8 @@ impl Master {
                 }
                 Event::Tick => self.on_tick().await,
                 Event::Reload => self.reload().await,
+                Event::Upgrade => self.begin_upgrade(By::Signal),
+                Event::Tried(tried) => self.on_tried(tried).await,
                 Event::Stop => return self.stop().await,
             }
         }
@@ -217,9 +183,15 @@ impl Master {
             request,
             caller,
             tell,
+            connection,
         }: Pending,
     ) {
         match request {
+            Request::Upgrade => self.begin_upgrade(By::Command {
+                caller,
+                tell,
+                connection,
+            }),
             Request::Status => {
                 self.interception.account();
                 self.interception.count(true);
@@ -271,6 +243,17 @@ impl Master {
             self.follow_agents().await;
         }
         self.interception.account();
+        if self.listeners.close_retired() {
+            tracing::info!("listeners of the process before are closed: nobody waits there any more");
+            for worker in &mut self.workers {
+                worker.send(&ToWorker::Retire).await;
+            }
+            if !self.listeners.retiring() {
+                self.interception.forget_earlier_cgroups();
+            }
+        }
+        self.keep_listeners();
+        self.look_after_upgrade();
         let limit = self.config.limits.drain_timeout + DRAIN_SLACK;
         let mut hung = false;
         for worker in self.workers.iter_mut().filter(|worker| !worker.given_up) {
@@ -323,9 +306,16 @@ impl Master {
         }
         for opened in changes.opened {
             let network = NetworkId(opened.network);
-            self.listeners
-                .add_network(network, opened.taken, opened.v4, opened.v6);
+            self.listeners.add_network(opened);
             self.announce_network(network).await;
+        }
+        self.keep_listeners();
+    }
+
+    /// What the service manager keeps for us follows what there is.
+    fn keep_listeners(&mut self) {
+        if self.listeners.changed() {
+            self.store.sync(&self.listeners);
         }
     }
 
@@ -333,9 +323,12 @@ impl Master {
         tracing::info!("stopping: requests in flight finish");
         notify::stopping();
         self.prober.end();
-        self.interception.leave();
-        // Nobody must wait in a backlog that is never served.
-        self.listeners = Listeners::new(1);
+        let stored = self.store.in_use();
+        self.interception.leave(stored);
+        if !stored {
+            // Nobody must wait in a backlog that is never served. What is stored is, by the next process.
+            self.listeners = Listeners::new(1);
+        }
         for worker in &mut self.workers {
             worker.drain().await;
         }
@@ -381,6 +374,8 @@ impl Master {
             interception: self.interception.status(),
             self_tests: Some(self.prober.status()),
             worker_restarts: self.restarts,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            upgrades: self.upgrades,
             log_lost: logging::lost(),
         }
     }
@@ -401,8 +396,9 @@ impl Master {
     /// Says READY, once: a worker serves, the kernel selects what it can know, and connections of our own were tried. Units that wait
     /// for us, the Agent's among them, start only then.
     fn announce(&mut self) {
-        let serves = self.workers.iter().any(|worker| worker.ready);
-        if !self.up && serves && self.interception.settled() && self.prober.is_settled() {
+        let serves = |worker: &WorkerProcess| worker.ready && worker.id >= self.first_worker;
+        let settled = self.interception.settled() && self.prober.is_settled();
+        if !self.up && settled && self.workers.iter().any(serves) {
             self.up = true;
             tracing::info!("up: {}", self.summary());
             notify::ready(&self.summary());
@@ -420,47 +416,6 @@ impl Master {
             self.config.site,
             listeners.len()
         )
-    }
-}
-
-/// Interception that is only the default and cannot be had is not an error: a container without privileges serves the
-/// explicit ports, as the haproxy-based proxy does.
-fn start_interception<T>(config: &Config, result: Result<T, InterceptError>) -> Result<Option<T>, Exit> {
-    match result {
-        Ok(done) => Ok(Some(done)),
-        Err(error) if config.intercept.requested => {
-            tracing::error!("cannot intercept (intercept.enabled): {error}");
-            Err(Exit::from_intercept(&error))
-        }
-        Err(error) => {
-            tracing::warn!("serving the explicit ports only; interception is not possible here: {error}");
-            Ok(None)
-        }
-    }
-}
-
-async fn bind_admin(config: &Config, requests: mpsc::Sender<Pending>) -> Result<(), Exit> {
-    let path = &config.status.socket;
-    match AdminSocket::bind(path).await {
-        Ok(socket) => {
-            tokio::spawn(socket.serve(requests));
-            Ok(())
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            tracing::error!(
-                "another agent-fips-proxy is running: it answers at {} (status.socket)",
-                path.display()
-            );
-            Err(Exit::Unavailable)
-        }
-        Err(error) => {
-            // No writable file is a way of running, not a failure: `status` and `intercept` do without.
-            tracing::warn!(
-                "no admin socket at {} (status.socket): {error}; `status` and `intercept` cannot reach this process",
-                path.display()
-            );
-            Ok(())
-        }
     }
 }
 

@@ -1,16 +1,23 @@
-//! Starting a worker and knowing when it ended.
+//! Starting a worker, handing it on to the program that replaces this one, and knowing when it ended.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{ExitStatus, Stdio};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
+use nix::errno::Errno;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use super::authority::Passing;
 use super::channel::{self, Channel, Frame, Receiver, Sender};
+use super::handover;
 use super::listeners::Listeners;
 use super::protocol::{FromWorker, MasterStatus, Setup, ToWorker};
 use crate::config::Config;
@@ -27,7 +34,7 @@ pub enum WorkerEvent {
     /// It does not read what it is told.
     Deaf,
     /// Its process ended.
-    Ended(io::Result<ExitStatus>),
+    Ended(io::Result<WaitStatus>),
 }
 
 /// Messages that wait for a worker to read. A worker that starts reads none for a moment; state comes once a second.
@@ -35,6 +42,42 @@ const QUEUE: usize = 64;
 /// How long the master waits for room in the queue, and how long one message may take to be read: then the worker hangs.
 const ROOM_WAIT: Duration = Duration::from_millis(250);
 const READ_WAIT: Duration = Duration::from_secs(10);
+/// How long a worker may take to read what is queued for it when the master hands it on.
+const HAND_ON_WAIT: Duration = Duration::from_secs(2);
+/// A process that ended is seen by SIGCHLD, and looked for this often besides.
+const REAP: Duration = Duration::from_millis(200);
+
+/// What the program that replaces this one must know of a worker; its channel travels beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerRecord {
+    /// Its number.
+    pub id: WorkerId,
+    /// Its process id.
+    pub pid: u32,
+    /// Time since it was started.
+    pub age: Duration,
+    /// It said that it is ready.
+    pub ready: bool,
+    /// It was told to drain.
+    pub draining: bool,
+    /// What was received of a message that is not whole yet.
+    pub received: Vec<u8>,
+}
+
+/// The two tasks that talk with a worker; each gives its half of the channel back when it is told to end.
+struct Talk {
+    tell: JoinHandle<Option<Sender>>,
+    follow: JoinHandle<Option<Receiver>>,
+    /// Dropped or used: `follow` ends.
+    stop: Option<oneshot::Sender<()>>,
+}
+
+/// The channel of a worker that is about to be handed on.
+#[derive(Default)]
+struct Resting {
+    sender: Option<Sender>,
+    receiver: Option<Receiver>,
+}
 
 /// A worker process, seen from the master.
 pub struct WorkerProcess {
@@ -52,7 +95,11 @@ pub struct WorkerProcess {
     pub draining: bool,
     /// It was ended because it hung. Its end may be long in coming.
     pub given_up: bool,
+    /// It is of a program that spoke otherwise: it is told to drain, and nothing else.
+    stranger: bool,
     queue: mpsc::Sender<Frame>,
+    talk: Option<Talk>,
+    resting: Resting,
 }
 
 impl WorkerProcess {
@@ -75,9 +122,10 @@ impl WorkerProcess {
             .env_remove("NOTIFY_SOCKET")
             .env_remove("WATCHDOG_USEC")
             .env_remove("LISTEN_FDS")
-            .kill_on_drop(false)
+            .env_remove(handover::VARIABLE)
             .spawn()?;
-        let pid = child.id().unwrap_or_default();
+        // Nothing is lost with the handle: the process is waited for by its number, as one that was handed on is.
+        let pid = child.id();
         let (passed, descriptors) = listeners.passed();
         let (authority, files) = authority;
         let mut copies = channel::copies(&descriptors)?;
@@ -89,23 +137,136 @@ impl WorkerProcess {
             master,
         };
         let setup = Frame::new(&setup, copies)?;
-        let (sender, receiver) = Channel::new(ours).split()?;
-        let (queue, queued) = mpsc::channel(QUEUE);
-        // The queue is new: there is room.
-        queue.try_send(setup).map_err(io::Error::other)?;
-        tokio::spawn(tell(id, sender, queued, events.clone()));
-        tokio::spawn(follow(id, child, receiver, events));
-        let now = Instant::now();
-        Ok(Self {
+        let mut worker = Self::new(&WorkerRecord {
             id,
             pid,
-            started: now,
-            last_alive: now,
+            age: Duration::ZERO,
             ready: false,
             draining: false,
+            received: Vec::new(),
+        });
+        worker.talk(Channel::new(ours).split()?, events);
+        // The queue is new: there is room.
+        worker.queue.try_send(setup).map_err(io::Error::other)?;
+        Ok(worker)
+    }
+
+    /// Goes on with a worker of the program that this one replaces. A `stranger` is of one that spoke otherwise.
+    ///
+    /// # Errors
+    /// Its channel cannot be used.
+    pub fn inherit(
+        mut record: WorkerRecord,
+        channel: OwnedFd,
+        stranger: bool,
+        events: mpsc::Sender<(WorkerId, WorkerEvent)>,
+    ) -> io::Result<Self> {
+        let received = std::mem::take(&mut record.received);
+        let mut worker = Self::new(&record);
+        worker.stranger = stranger;
+        let channel = Channel::resume(UnixStream::from(channel), received);
+        worker.talk(channel.split()?, events);
+        Ok(worker)
+    }
+
+    fn new(record: &WorkerRecord) -> Self {
+        let now = Instant::now();
+        Self {
+            id: record.id,
+            pid: record.pid,
+            started: now.checked_sub(record.age).unwrap_or(now),
+            last_alive: now,
+            ready: record.ready,
+            draining: record.draining,
             given_up: false,
-            queue,
-        })
+            stranger: false,
+            queue: mpsc::channel(1).0,
+            talk: None,
+            resting: Resting::default(),
+        }
+    }
+
+    /// Starts the tasks. Must be called inside a tokio runtime.
+    fn talk(
+        &mut self,
+        (sender, receiver): (Sender, Receiver),
+        events: mpsc::Sender<(WorkerId, WorkerEvent)>,
+    ) {
+        let (queue, queued) = mpsc::channel(QUEUE);
+        let (stop, stopped) = oneshot::channel();
+        self.queue = queue;
+        let who = Who {
+            id: self.id,
+            pid: self.pid,
+            stranger: self.stranger,
+        };
+        self.talk = Some(Talk {
+            tell: tokio::spawn(tell(who, sender, queued, events.clone())),
+            follow: tokio::spawn(follow(who, receiver, stopped, events)),
+            stop: Some(stop),
+        });
+    }
+
+    /// Stops listening to it, for a moment or for ever. True when that is done; until then its last words come as events.
+    pub fn hush(&mut self) -> bool {
+        let Some(talk) = &mut self.talk else { return true };
+        drop(talk.stop.take());
+        talk.follow.is_finished()
+    }
+
+    /// After [`WorkerProcess::hush`]: waits until it has what was said to it, [`HAND_ON_WAIT`] at most. One that does not read is
+    /// ended.
+    pub async fn rest(&mut self) {
+        let Some(mut talk) = self.talk.take() else { return };
+        // The task ends when the queue is empty and nobody can add to it.
+        self.queue = mpsc::channel(1).0;
+        let told = tokio::time::timeout(HAND_ON_WAIT, &mut talk.tell).await;
+        if told.is_err() {
+            talk.tell.abort();
+            tracing::error!(
+                pid = self.pid,
+                "the worker does not read what it is told: ending it"
+            );
+            self.kill();
+        }
+        self.resting = Resting {
+            sender: told.ok().and_then(Result::ok).flatten(),
+            receiver: talk.follow.await.ok().flatten(),
+        };
+    }
+
+    /// After [`WorkerProcess::rest`]: what the program that replaces this one must know, and the channel; `None` when nothing
+    /// more can be said to it or heard of it.
+    pub fn record(&self) -> (WorkerRecord, Option<BorrowedFd<'_>>) {
+        let receiver = self.resting.receiver.as_ref();
+        let record = WorkerRecord {
+            id: self.id,
+            pid: self.pid,
+            age: self.started.elapsed(),
+            ready: self.ready,
+            draining: self.draining,
+            received: receiver
+                .map(|receiver| receiver.received().to_vec())
+                .unwrap_or_default(),
+        };
+        (record, receiver.map(Receiver::socket))
+    }
+
+    /// After [`WorkerProcess::rest`], when it was not handed on after all.
+    pub fn wake(&mut self, events: mpsc::Sender<(WorkerId, WorkerEvent)>) {
+        let Resting { sender, receiver } = std::mem::take(&mut self.resting);
+        match (sender, receiver) {
+            (Some(sender), Some(receiver)) => self.talk((sender, receiver), events),
+            _ => {
+                // It is gone or was ended, and only waits to be known of.
+                let (id, pid) = (self.id, self.pid);
+                tokio::spawn(async move {
+                    let ended = reap(pid).await;
+                    // The master is gone when this fails, and nobody is left to tell.
+                    let _ = events.send((id, WorkerEvent::Ended(ended))).await;
+                });
+            }
+        }
     }
 
     /// Sends a message; a worker that is gone is noticed by its end, not here. Takes [`ROOM_WAIT`] at most: a worker that
@@ -136,6 +297,9 @@ impl WorkerProcess {
     }
 
     async fn send_with(&mut self, message: &ToWorker, descriptors: Vec<OwnedFd>) {
+        if self.stranger && !matches!(message, ToWorker::Drain) {
+            return;
+        }
         let frame = match Frame::new(message, descriptors) {
             Ok(frame) => frame,
             Err(error) => {
@@ -176,52 +340,62 @@ impl WorkerProcess {
 
     /// Ends it at once.
     pub fn kill(&self) {
-        let pid = nix::unistd::Pid::from_raw(self.pid.cast_signed());
+        let pid = Pid::from_raw(self.pid.cast_signed());
         if let Err(error) = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
             tracing::debug!(pid = self.pid, %error, "cannot kill the worker");
         }
     }
 }
 
-/// Writes what is queued, in order.
-async fn tell(
+/// Whom a task talks with.
+#[derive(Clone, Copy)]
+struct Who {
     id: WorkerId,
+    pid: u32,
+    stranger: bool,
+}
+
+/// Writes what is queued, in order. Ends with its half when nobody can queue any more.
+async fn tell(
+    who: Who,
     mut sender: Sender,
     mut queued: mpsc::Receiver<Frame>,
     events: mpsc::Sender<(WorkerId, WorkerEvent)>,
-) {
+) -> Option<Sender> {
     while let Some(frame) = queued.recv().await {
         match tokio::time::timeout(READ_WAIT, sender.send_frame(frame)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::debug!(%error, "the worker's channel is closed");
-                return;
+                return None;
             }
             Err(_) => {
                 // The master is gone when this fails, and nobody is left to tell.
-                let _ = events.send((id, WorkerEvent::Deaf)).await;
-                return;
+                let _ = events.send((who.id, WorkerEvent::Deaf)).await;
+                return None;
             }
         }
     }
+    Some(sender)
 }
 
+/// Reports what it says, then its end. Ends with its half when told to.
 async fn follow(
-    id: WorkerId,
-    mut child: Child,
+    who: Who,
     mut receiver: Receiver,
+    mut stopped: oneshot::Receiver<()>,
     events: mpsc::Sender<(WorkerId, WorkerEvent)>,
-) {
+) -> Option<Receiver> {
     loop {
-        match receiver.next::<FromWorker>().await {
-            Ok(Some((message, descriptors))) if descriptors.is_empty() => {
-                if events.send((id, WorkerEvent::Said(message))).await.is_err() {
-                    return;
+        let said = tokio::select! {
+            _ = &mut stopped => return Some(receiver),
+            said = hear(who, &mut receiver) => said,
+        };
+        match said {
+            Ok(Some(event)) => {
+                if events.send((who.id, event)).await.is_err() {
+                    return None;
                 }
-            }
-            Ok(Some(_)) => {
-                tracing::error!("the worker sent descriptors, which nobody asked for");
-                break;
             }
             Ok(None) => break,
             Err(error) => {
@@ -230,7 +404,43 @@ async fn follow(
             }
         }
     }
-    let ended = child.wait().await;
+    let ended = tokio::select! {
+        _ = &mut stopped => return Some(receiver),
+        ended = reap(who.pid) => ended,
+    };
     // The master is gone when this fails, and nobody is left to tell.
-    let _ = events.send((id, WorkerEvent::Ended(ended))).await;
+    let _ = events.send((who.id, WorkerEvent::Ended(ended))).await;
+    None
 }
+
+/// Its next message; `None` when there will be none. Cancel-safe.
+async fn hear(who: Who, receiver: &mut Receiver) -> io::Result<Option<WorkerEvent>> {
+    if who.stranger {
+        // That it says something shows that it is alive; what, we may not understand.
+        let heard = receiver.next::<serde::de::IgnoredAny>().await?;
+        return Ok(heard.map(|_| WorkerEvent::Said(FromWorker::Alive)));
+    }
+    match receiver.next::<FromWorker>().await? {
+        Some((message, descriptors)) if descriptors.is_empty() => Ok(Some(WorkerEvent::Said(message))),
+        Some(_) => Err(io::Error::other("it sent descriptors, which nobody asked for")),
+        None => Ok(None),
+    }
+}
+
+/// Waits for the end of a child that was started by this process, whichever program it ran then. Cancel-safe.
+pub async fn reap(pid: u32) -> io::Result<WaitStatus> {
+    let mut children = signal(SignalKind::child())?;
+    loop {
+        match waitpid(Pid::from_raw(pid.cast_signed()), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => {}
+            Ok(ended) => return Ok(ended),
+            Err(error) => return Err(error.into()),
+        }
+        // Signals of several children may come as one.
+        let _ = tokio::time::timeout(REAP, children.recv()).await;
+    }
+}
+
+#[cfg(test)]
+#[path = "process/tests.rs"]
+mod tests;

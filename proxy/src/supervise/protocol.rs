@@ -20,6 +20,11 @@ use crate::supervise::sandbox::Sandbox;
 use crate::tls::ca::AuthoritiesStatus;
 use crate::tls::{ModuleStatus, RootsStatus, TrustStatus};
 
+/// What master and worker speak. An upgrade in place leaves workers of another program to the new master: one that speaks
+/// otherwise is told [`ToWorker::Drain`], which never changes, and nothing else. Another number is needed when a message changes so
+/// that the other side would misunderstand or refuse it; a new field with a default is no such change.
+pub const PROTOCOL: u32 = 1;
+
 /// The first message to a worker. The descriptors beside it are its listeners and then the files of the local authority, in
 /// this order.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,6 +47,20 @@ pub struct Passed {
     pub purpose: Purpose,
     /// Which data thread accepts on it.
     pub thread: usize,
+    /// It is of a process before us: closed at [`ToWorker::Retire`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retiring: bool,
+}
+
+impl Passed {
+    /// One that stays.
+    pub fn new(purpose: Purpose, thread: usize) -> Self {
+        Self {
+            purpose,
+            thread,
+            retiring: false,
+        }
+    }
 }
 
 /// What a listener serves.
@@ -98,6 +117,8 @@ pub enum ToWorker {
     AddListeners(Vec<Passed>),
     /// The network is gone: close its listeners and whatever else keeps it.
     RemoveNetwork(NetworkId),
+    /// Close every listener that was passed as retiring: nobody waits there any more.
+    Retire,
     /// The answer to [`FromWorker::SocketWanted`]: one descriptor, or why there is none.
     Socket {
         /// Whose answer.
@@ -166,6 +187,12 @@ pub struct MasterStatus {
     pub self_tests: Option<Vec<SelfTest>>,
     /// Workers that died or were replaced since start.
     pub worker_restarts: u64,
+    /// Its version.
+    #[serde(default)]
+    pub version: String,
+    /// Upgrades in place since the process was started.
+    #[serde(default)]
+    pub upgrades: u64,
     /// Log lines of the master that were dropped.
     #[serde(default)]
     pub log_lost: Lost,
@@ -313,6 +340,9 @@ impl InterceptionStatus {
 pub struct WorkerStatus {
     /// Process id.
     pub pid: u32,
+    /// Its version: after an upgrade in place another one than the master's, until the new worker is ready.
+    #[serde(default)]
+    pub version: String,
     /// Seconds since it became ready.
     pub uptime_seconds: u64,
     /// What the kernel refuses it.

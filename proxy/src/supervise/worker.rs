@@ -91,7 +91,7 @@ pub fn run_activated(config: Config, descriptors: Vec<OwnedFd>) -> Exit {
     let mut listeners = Vec::new();
     for descriptor in descriptors {
         match activated_purpose(&config, &descriptor) {
-            Ok(purpose) => listeners.push((descriptor, Passed { purpose, thread: 0 })),
+            Ok(purpose) => listeners.push((descriptor, Passed::new(purpose, 0))),
             Err(message) => {
                 tracing::error!("{message}");
                 return Exit::Config;
@@ -237,8 +237,10 @@ impl Worker {
             https,
         });
         let (drain, draining) = watch::channel(false);
+        let (retiring, listeners) = listeners.into_iter().partition(|(_, passed)| passed.retiring);
         let (data, status_listeners) = sort(listeners, config.worker.threads);
-        let data = Data::start(data, &shared, &draining)
+        let (retiring, _) = sort(retiring, config.worker.threads);
+        let data = Data::start(data, retiring, &shared, &draining)
             .map_err(|e| (Exit::Internal, format!("cannot start a thread: {e}")))?;
         Ok(Self {
             runtime,
@@ -348,6 +350,7 @@ impl Worker {
     fn status(&self) -> WorkerStatus {
         WorkerStatus {
             pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
             sandbox: self.sandbox.clone(),
             module: self.metrics.module().clone(),
@@ -448,15 +451,4 @@ fn refuse(channel: Channel, exit: Exit, message: &str) -> Exit {
 fn fail_early(message: &str) -> Exit {
     complain!("agent-fips-proxy worker: {message}");
     Exit::Usage
-}
-
-/// The sockets of a systemd .socket unit (sd_listen_fds(3)): descriptors from 3 on, meant for this process.
-pub fn activated_descriptors() -> std::io::Result<Vec<OwnedFd>> {
-    use std::os::fd::FromRawFd;
-    let descriptors = sd_notify::listen_fds()?;
-    // SAFETY: the service manager opened these descriptors for this process, and this is the only place that takes them.
-    // Needed because the protocol passes them as bare numbers.
-    Ok(descriptors
-        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
-        .collect())
 }

@@ -23,7 +23,7 @@ pub(super) fn without_a_bpffs_one_is_mounted(world: &World) -> Result<()> {
         "203.0.113.5:80",
         "203.0.113.5:80",
     )?;
-    first.interceptor.leave(true)?;
+    first.interceptor.leave(Leave::Policy)?;
     // The next one finds the same place.
     let second = Proxy::start(&config(world))?;
     expect(
@@ -31,7 +31,7 @@ pub(super) fn without_a_bpffs_one_is_mounted(world: &World) -> Result<()> {
         "203.0.113.5:80",
         "203.0.113.5:80",
     )?;
-    second.interceptor.leave(false)?;
+    second.interceptor.leave(Leave::Nothing)?;
     ensure!(!Path::new(intercept::OWN_BPFFS).exists(), "the mount is left");
     expect(
         &world.agent("agent", "connect 203.0.113.5:80")?,
@@ -204,15 +204,15 @@ pub(super) fn uninstall_leaves_nothing(world: &World) -> Result<()> {
     let mut loader = start_loader(world)?;
     let ids = pinned_ids(&PinDirectory::find().context("no bpffs")?.root())?;
     ensure!(
-        ids.links.len() == 5 && ids.programs.len() == 5 && ids.maps.len() == 16,
-        "{ids:?}"
+        ids.links.len() == 7 && ids.programs.len() == 7 && ids.maps.len() == 16,
+        "five links in the Agent's cgroup, two in our own: {ids:?}"
     );
-    ensure!(ids.alive() == 26, "{ids:?}");
+    ensure!(ids.alive() == 30, "{ids:?}");
     loader.kill()?;
     loader.wait()?;
-    ensure!(ids.alive() == 26, "what is pinned outlives its loader: {ids:?}");
+    ensure!(ids.alive() == 30, "what is pinned outlives its loader: {ids:?}");
     let report = intercept::uninstall()?;
-    ensure!(report.links.len() == 5 && report.maps.len() == 16, "{report:?}");
+    ensure!(report.links.len() == 7 && report.maps.len() == 16, "{report:?}");
     ensure!(
         report
             .cgroups
@@ -272,7 +272,10 @@ impl Ids {
 
 fn pinned_ids(root: &Path) -> Result<Ids> {
     let mut ids = Ids::default();
-    for cgroup in fs::read_dir(root.join("links"))?.flatten() {
+    for cgroup in fs::read_dir(root.join("links"))?
+        .chain(fs::read_dir(root.join("own"))?)
+        .flatten()
+    {
         for pin in fs::read_dir(cgroup.path())?.flatten() {
             let info = FdLink::from(PinnedLink::from_pin(pin.path())?).info()?;
             ids.links.insert(info.id());
@@ -307,7 +310,7 @@ pub(super) fn an_uninstall_beneath_a_running_proxy_is_respected(world: &World) -
         target,
         target,
     )?;
-    proxy.interceptor.leave(false)?;
+    proxy.interceptor.leave(Leave::Nothing)?;
     ensure!(
         !Path::new("/sys/fs/bpf/agent-fips-proxy").exists(),
         "leave(false) left pins"

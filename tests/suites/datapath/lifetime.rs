@@ -42,7 +42,7 @@ pub(super) fn a_killed_loader_leaves_the_policy_in_force(world: &World) -> Resul
 pub(super) fn hooks_wait_until_the_pods_are_known(world: &World) -> Result<()> {
     world.serve_direct(&[80])?;
     let target = "203.0.113.5:80";
-    Proxy::start(&config(world))?.interceptor.leave(true)?;
+    Proxy::start(&config(world))?.interceptor.leave(Leave::Policy)?;
     let mut config = config(world);
     config.agents.cgroups.clear();
     let mut proxy = Proxy::start(&config)?;
@@ -56,11 +56,15 @@ pub(super) fn hooks_wait_until_the_pods_are_known(world: &World) -> Result<()> {
     }
     proxy.interceptor.set_pods(Vec::new());
     ensure!(proxy.interceptor.sync().failed.is_empty());
-    expect(
-        &world.agent("agent", &format!("connect {target}"))?,
-        DIRECT,
-        target,
-    )
+    // The kernel detaches a link some time after its last pin is gone (`bpf_link_put` leaves it to a worker).
+    let start = Instant::now();
+    loop {
+        let seen = world.agent("agent", &format!("connect {target}"))?;
+        let direct = expect(&seen, DIRECT, target);
+        if direct.is_ok() || start.elapsed() > crate::seconds(5) {
+            return direct;
+        }
+    }
 }
 
 pub(super) fn an_upgrade_under_load_misses_nothing(world: &World) -> Result<()> {
@@ -76,7 +80,7 @@ pub(super) fn an_upgrade_under_load_misses_nothing(world: &World) -> Result<()> 
         let next = start_loader(world)?;
         std::thread::sleep(Duration::from_millis(200));
         if let Some(old) = old.take() {
-            old.interceptor.leave(true)?;
+            old.interceptor.leave(Leave::Policy)?;
         }
         if let Some(mut child) = previous.replace(next) {
             drop(child.stdin.take());
@@ -262,7 +266,7 @@ pub(super) fn learnt_destinations_survive_a_restart(world: &World) -> Result<()>
             target,
         )?;
     }
-    first.interceptor.leave(true)?;
+    first.interceptor.leave(Leave::Policy)?;
     let second = Proxy::start(&config)?;
     ensure!(second.interceptor.status().destinations == 2);
     for target in [v4, v6] {
@@ -283,7 +287,7 @@ pub(super) fn pins_of_another_version_are_replaced(world: &World) -> Result<()> 
     world.serve_direct(&[80])?;
     let first = Proxy::start(&config(world))?;
     let maps = first.interceptor.status().pins.join("maps");
-    first.interceptor.leave(true)?;
+    first.interceptor.leave(Leave::Policy)?;
     // A map of another layout in the place of the counters.
     fs::remove_file(maps.join("COUNTERS"))?;
     fs::rename(maps.join("PREFIX4"), maps.join("COUNTERS"))?;
@@ -355,7 +359,7 @@ pub(super) fn what_another_layout_pinned_is_removed(world: &World) -> Result<()>
     let seen = world.agent("agent", &format!("connect {target}"))?;
     expect(&seen, target, target)?;
 
-    proxy.interceptor.leave(true)?;
+    proxy.interceptor.leave(Leave::Policy)?;
     fs::rename(&current, own.join("v1"))?;
     let report = intercept::uninstall()?;
     ensure!(report.links.len() == 5 && report.maps.len() == 16, "{report:?}");

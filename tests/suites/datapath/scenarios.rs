@@ -23,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use agent_fips_proxy::config::{Config, Datapath, Intercept, OnFailure};
 use agent_fips_proxy::intercept::{
-    self, AgentWatcher, ErrorKind, Interceptor, Listeners, OwnCgroup, PinDirectory, preflight,
+    self, AgentWatcher, ErrorKind, Interceptor, Leave, Listeners, OwnCgroup, PinDirectory, preflight,
 };
 use agent_fips_proxy::relay::noted_original_dst;
 use anyhow::{Context, Result, ensure};
@@ -419,7 +419,7 @@ pub fn loader(selector: &str) -> Result<()> {
     let proxy = Proxy::start(&config)?;
     println!("ready");
     std::io::stdin().read_to_end(&mut Vec::new())?;
-    proxy.interceptor.leave(true)?;
+    proxy.interceptor.leave(Leave::Policy)?;
     drop(proxy.own);
     Ok(())
 }

@@ -180,12 +180,12 @@ async fn an_endless_message_is_refused_on_both_sides() {
 fn the_largest_set_of_listeners_fits() {
     let passed: Vec<Passed> = (1..proxy_ebpf::MAX_NETWORKS)
         .flat_map(|number| (0..2 * 64).map(move |at| (number, at)))
-        .map(|(number, at)| Passed {
-            purpose: Purpose::Intercept {
+        .map(|(number, at)| {
+            let purpose = Purpose::Intercept {
                 network: NetworkId(u32::MAX - number),
                 datapath: Taken::Cgroup,
-            },
-            thread: at % 64,
+            };
+            Passed::new(purpose, at % 64)
         })
         .collect();
     assert!(passed.len() < MAX_DESCRIPTORS);

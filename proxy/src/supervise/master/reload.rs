@@ -42,6 +42,7 @@ impl Master {
         }
         let before = self.listeners.status();
         self.listeners.reconcile(&listeners::wanted(&new));
+        self.keep_listeners();
         let files = stamps(&new);
         let authority = authority::identity(&new.ca);
         let mut replace = worker_view(&new) != worker_view(&self.config)

@@ -1,9 +1,9 @@
 //! Workers over the life of the master: started, heard, replaced when they die.
 
-use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
-use nix::libc::SIGSYS;
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
 
 use super::Master;
 use crate::cli::Exit;
@@ -37,7 +37,9 @@ impl Master {
                 }
                 self.prober.hurry();
                 self.probe().await;
-                self.announce();
+                if id >= self.first_worker {
+                    self.settled(Ok(()));
+                }
             }
             WorkerEvent::Said(FromWorker::Failed { exit, message }) => {
                 if !self.served {
@@ -46,6 +48,9 @@ impl Master {
                     return Some(Exit::from_code(exit));
                 }
                 tracing::error!("the new worker cannot start: {message}");
+                if id >= self.first_worker {
+                    self.settled(Err(message));
+                }
             }
             WorkerEvent::Said(FromWorker::Alive) => self.workers[at].last_alive = Instant::now(),
             WorkerEvent::Said(FromWorker::Addresses(addresses)) => {
@@ -90,13 +95,20 @@ impl Master {
         None
     }
 
-    fn on_worker_end(
-        &mut self,
-        worker: &WorkerProcess,
-        status: std::io::Result<std::process::ExitStatus>,
-    ) -> Option<Exit> {
-        let signal = status.as_ref().ok().and_then(|status| status.signal());
-        let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+    fn on_worker_end(&mut self, worker: &WorkerProcess, status: std::io::Result<WaitStatus>) -> Option<Exit> {
+        let signal = match status {
+            Ok(WaitStatus::Signaled(_, signal, _)) => Some(signal),
+            _ => None,
+        };
+        let how = match status {
+            Ok(WaitStatus::Exited(_, code)) => format!("exit status: {code}"),
+            Ok(WaitStatus::Signaled(_, signal, _)) => format!("signal: {signal}"),
+            Ok(status) => format!("{status:?}"),
+            Err(error) => error.to_string(),
+        };
+        if !worker.ready && worker.id >= self.first_worker {
+            self.settled(Err(format!("it ended ({how})")));
+        }
         if worker.draining {
             tracing::info!(pid = worker.pid, how, "drained worker ended");
             return None;
@@ -106,7 +118,7 @@ impl Master {
             how,
             "the worker died; its requests in flight are lost, its listeners are not"
         );
-        if signal == Some(SIGSYS) {
+        if signal == Some(Signal::SIGSYS) {
             tracing::error!(
                 pid = worker.pid,
                 "it made a system call that nothing in it makes: somebody may have taken it over. The kernel's log names the call \

@@ -87,6 +87,7 @@ impl Worker {
             ToWorker::Status => return Some(FromWorker::Status(Box::new(self.status()))),
             ToWorker::AddListeners(passed) => self.add_listeners(passed, descriptors),
             ToWorker::RemoveNetwork(network) => self.remove_network(network),
+            ToWorker::Retire => self.tell_threads(|| Change::Retire),
             ToWorker::Socket { request, error } => {
                 let made = match (error, descriptors.into_iter().next()) {
                     (None, Some(socket)) => Ok(socket),
@@ -108,24 +109,36 @@ impl Worker {
             );
             return;
         }
-        let listeners = descriptors.into_iter().zip(passed).collect();
-        let (data, status) = sort(listeners, self.data.changes.len());
-        if !status.is_empty() {
-            tracing::error!("a listener of the status page cannot be added while serving");
-        }
-        for (listeners, thread) in data.into_iter().zip(&self.data.changes) {
-            if !listeners.is_empty() {
-                // A thread that is gone drains: it accepts nothing any more.
-                let _ = thread.send(Change::Add(listeners));
+        let (retiring, staying): (Vec<_>, Vec<_>) = descriptors
+            .into_iter()
+            .zip(passed)
+            .partition(|(_, passed)| passed.retiring);
+        for (listeners, change) in [
+            (staying, Change::Add as fn(_) -> _),
+            (retiring, Change::AddRetiring as fn(_) -> _),
+        ] {
+            let (data, status) = sort(listeners, self.data.changes.len());
+            if !status.is_empty() {
+                tracing::error!("a listener of the status page cannot be added while serving");
+            }
+            for (listeners, thread) in data.into_iter().zip(&self.data.changes) {
+                if !listeners.is_empty() {
+                    // A thread that is gone drains: it accepts nothing any more.
+                    let _ = thread.send(change(listeners));
+                }
             }
         }
     }
 
     fn remove_network(&self, network: NetworkId) {
         self.broker.forget(network);
+        self.tell_threads(|| Change::Remove(network));
+    }
+
+    fn tell_threads(&self, change: impl Fn() -> Change) {
         for thread in &self.data.changes {
             // As above; then its listeners are closed already.
-            let _ = thread.send(Change::Remove(network));
+            let _ = thread.send(change());
         }
     }
 }

@@ -24,9 +24,10 @@ pub(super) struct Data {
 }
 
 impl Data {
-    /// Starts a thread for each set of listeners.
+    /// Starts a thread for each set of listeners; those of `retiring` are served until nobody waits in them any more.
     pub(super) fn start(
         listeners: Vec<Vec<Listener>>,
+        retiring: Vec<Vec<Listener>>,
         shared: &Arc<Shared>,
         draining: &watch::Receiver<bool>,
     ) -> io::Result<Self> {
@@ -35,8 +36,12 @@ impl Data {
             changes: Vec::new(),
             beats: Beats::new(),
         };
-        for (index, listeners) in listeners.into_iter().enumerate() {
+        for (index, (listeners, retiring)) in listeners.into_iter().zip(retiring).enumerate() {
             let (change, changing) = mpsc::unbounded_channel();
+            if !retiring.is_empty() {
+                // The thread is not there yet: nobody has closed the channel.
+                let _ = change.send(Change::AddRetiring(retiring));
+            }
             let (shared, draining, beat) = (Arc::clone(shared), draining.clone(), data.beats.add());
             let thread = std::thread::Builder::new()
                 .name(format!("data-{index}"))

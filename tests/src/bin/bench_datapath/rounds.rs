@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use agent_fips_proxy::intercept::{Changes, Interceptor};
+use agent_fips_proxy::intercept::{Changes, Interceptor, Leave};
 use anyhow::{Context, Result, bail};
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
@@ -231,7 +231,7 @@ impl<'a> Stage<'a> {
     /// Takes everything away.
     pub fn end(mut self) -> Result<()> {
         self.serving.clear();
-        self.kernel.leave(false)?;
+        self.kernel.leave(Leave::Nothing)?;
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use agent_fips_proxy::config::{Config, Datapath, Intercept, PodsApi};
-use agent_fips_proxy::intercept::{Interceptor, Listeners};
+use agent_fips_proxy::intercept::{Interceptor, Leave, Listeners};
 use anyhow::{Context, Result, bail};
 use harness::netns::Host;
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -91,7 +91,7 @@ pub fn run(words: &[&str]) -> Result<()> {
             "connect_us": connect,
         })
     );
-    kernel.leave(false)?;
+    kernel.leave(Leave::Nothing)?;
     drop(changes);
     drop(own);
     Ok(())
