@@ -109,6 +109,11 @@ impl Report {
         self.0["statuses"][status.to_string()].as_u64().unwrap_or(0)
     }
 
+    /// The ids of requests that were sent again, each with the reasons.
+    pub fn again(&self) -> std::collections::BTreeMap<String, Vec<String>> {
+        serde_json::from_value(self.0["again"].clone()).unwrap_or_default()
+    }
+
     /// Failures of this kind.
     pub fn errors(&self, kind: &str) -> u64 {
         self.0["errors"][kind].as_u64().unwrap_or(0)

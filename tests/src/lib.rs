@@ -12,6 +12,7 @@
 //! - [`dns`]: a name server that knows no name.
 //! - [`forward`]: a site's outbound proxy, strict about what it is asked.
 //! - [`proxy`]: the binary under test: start, wait until ready, read its logs and metrics, stop.
+//! - [`manager`]: a service manager that keeps descriptors, as systemd does.
 //! - [`agent`]: clients: curl and our load client.
 //! - [`bpf`]: which kernel objects are ours, and whether they are gone.
 //! - [`vendor`]: other people's classifiers, attached as they do it.
@@ -35,6 +36,7 @@ pub mod inject;
 pub mod intake;
 pub mod kubernetes;
 pub mod local_ca;
+pub mod manager;
 pub mod netns;
 pub mod plain;
 pub mod proxy;

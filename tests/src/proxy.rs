@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::cgroup::Cgroup;
+use crate::manager::Manager;
 use crate::netns::Host;
 use crate::{capture, eventually, patient, sibling};
 
@@ -49,6 +50,8 @@ pub struct Launch<'a> {
     words: Vec<String>,
     prefix: Vec<String>,
     unread: bool,
+    program: Option<PathBuf>,
+    manager: Option<&'a Manager>,
 }
 
 impl<'a> Launch<'a> {
@@ -62,7 +65,26 @@ impl<'a> Launch<'a> {
             words: vec!["run".to_owned()],
             prefix: Vec::new(),
             unread: false,
+            program: None,
+            manager: None,
         }
+    }
+
+    /// Starts a copy of the binary in the host's folder, which can be replaced: [`Proxy::install`]. A copy that is there already is
+    /// taken.
+    pub fn installed(mut self) -> Result<Self> {
+        let path = self.host.folder().join("installed/agent-fips-proxy");
+        if !path.exists() {
+            install(&path, Installed::Copy)?;
+        }
+        self.program = Some(path);
+        Ok(self)
+    }
+
+    /// Starts it as a service of this manager, with what that keeps for it.
+    pub fn manager(mut self, manager: &'a Manager) -> Self {
+        self.manager = Some(manager);
+        self.env("NOTIFY_SOCKET", &manager.path()).env("FDSTORE", "4096")
     }
 
     /// Writes this configuration (JSON is YAML) and passes `--config`.
@@ -123,7 +145,11 @@ impl<'a> Launch<'a> {
         inner.args(["--pdeathsig", "KILL", "--"]);
         inner.args(["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]);
         inner.args(self.env.iter().map(|(name, value)| format!("{name}={value}")));
-        inner.args(&self.prefix).arg(binary()?).args(&self.words);
+        let program = match &self.program {
+            Some(program) => program.clone(),
+            None => binary()?,
+        };
+        inner.args(&self.prefix).arg(program).args(&self.words);
         let command = self.cgroup.map(|cgroup| cgroup.wrap(&inner));
         Ok(command.unwrap_or(inner))
     }
@@ -159,7 +185,11 @@ impl<'a> Launch<'a> {
     }
 
     /// Starts it without waiting.
-    pub fn spawn(self) -> Result<Proxy<'a>> {
+    pub fn spawn(mut self) -> Result<Proxy<'a>> {
+        let passing = self.manager.map(Manager::pass).transpose()?;
+        if let Some(passing) = &passing {
+            self.prefix.splice(..0, passing.words.clone());
+        }
         let mut child = self
             .command()?
             .stdin(Stdio::null())
@@ -169,6 +199,7 @@ impl<'a> Launch<'a> {
             .process_group(0)
             .spawn()
             .context("cannot start the proxy")?;
+        drop(passing);
         let log = Arc::new(Mutex::new(Vec::new()));
         if let Some(output) = child.stdout.take() {
             collect(output, Arc::clone(&log));
@@ -189,8 +220,34 @@ impl<'a> Launch<'a> {
             child,
             log,
             config: self.config,
+            program: self.program,
         })
     }
+}
+
+/// What is put in the place of an installed binary.
+#[derive(Clone, Copy)]
+pub enum Installed<'a> {
+    /// The binary once more, as another file.
+    Copy,
+    /// These bytes.
+    Bytes(&'a [u8]),
+}
+
+/// In one step, as a package manager does.
+fn install(path: &Path, what: Installed<'_>) -> Result<()> {
+    let next = path.with_extension("next");
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    match what {
+        Installed::Copy => drop(std::fs::copy(binary()?, &next)?),
+        Installed::Bytes(bytes) => {
+            std::fs::write(&next, bytes)?;
+            std::fs::set_permissions(&next, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        }
+    }
+    std::fs::rename(&next, path).with_context(|| format!("cannot put {} in place", path.display()))
 }
 
 /// A running proxy; stopped when dropped.
@@ -200,6 +257,7 @@ pub struct Proxy<'a> {
     log: Arc<Mutex<Vec<String>>>,
     unread: Option<ChildStderr>,
     config: Option<PathBuf>,
+    program: Option<PathBuf>,
 }
 
 impl Proxy<'_> {
@@ -286,6 +344,23 @@ impl Proxy<'_> {
         capture(self.host.command(binary()?).args(words))
     }
 
+    /// The file that it was started from: [`Launch::installed`].
+    pub fn program(&self) -> Result<&Path> {
+        self.program
+            .as_deref()
+            .context("it was not started from an installed file")
+    }
+
+    /// Puts something in the place of its file.
+    pub fn install(&self, what: Installed<'_>) -> Result<()> {
+        install(self.program()?, what)
+    }
+
+    /// `upgrade`, by its own file as it is now or by the binary.
+    pub fn upgrade(&self) -> Result<Output> {
+        self.cli(&["upgrade"])
+    }
+
     /// Begins to read the standard error of a proxy that was started [`Launch::unread`].
     pub fn read(&mut self) -> Result<()> {
         let errors = self.unread.take().context("it is read already")?;
@@ -331,13 +406,15 @@ impl Proxy<'_> {
         .with_context(|| self.log())
     }
 
-    /// Replaces the configuration file.
+    /// Replaces the configuration file, in one step: an empty one would be a configuration, too.
     pub fn rewrite(&self, config: &Value) -> Result<()> {
         let path = self
             .config
             .as_ref()
             .context("started without a configuration file")?;
-        std::fs::write(path, serde_json::to_string_pretty(config)?)
+        let next = path.with_extension("next");
+        std::fs::write(&next, serde_json::to_string_pretty(config)?)
+            .and_then(|()| std::fs::rename(&next, path))
             .context("cannot rewrite the configuration")
     }
 

@@ -25,6 +25,7 @@ pub const SUITES: &[&str] = &[
     "lifecycle",
     "liveness",
     "leaks",
+    "handover",
     "sandbox",
     "pods",
     "coexist",

@@ -2,7 +2,13 @@
 //! a close that recycles the port. Prints one JSON report.
 //!
 //! `agent-load --url http://host/path… [--clients 1] [--requests 0] [--body 0] [--ip 4|6|both] [--per-connection 1]
-//! [--api-key KEY] [--interval-ms 0] [--timeout-s 30] [--name load]`; `--requests 0` runs until standard input closes.
+//! [--api-key KEY] [--interval-ms 0] [--pace-ms 0] [--retries 0] [--timeout-s 30] [--name load]`; `--requests 0` runs until
+//! standard input closes. `--interval-ms` is a pause between two requests of a client, `--pace-ms` the time from the start of
+//! one to the start of the next.
+//!
+//! `--retries` sends what was not answered 2xx again, with the same id, as the Agent's forwarder does with every transaction
+//! (`HTTPTransaction` in `comp/forwarder/defaultforwarder`): whatever failed, however far it got, but for 400, 403 and 413. The
+//! report names the ids of what was sent again and why; an answer counts once, the last one.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -22,6 +28,8 @@ struct Options {
     per_connection: u64,
     api_key: String,
     interval: Duration,
+    pace: Duration,
+    retries: u32,
     timeout: Duration,
     name: String,
 }
@@ -39,8 +47,13 @@ struct Counts {
     connects: u64,
     statuses: BTreeMap<String, u64>,
     errors: BTreeMap<String, u64>,
+    /// By id: why it was sent again.
+    again: BTreeMap<String, Vec<String>>,
     slowest_ms: u64,
 }
+
+/// Between two tries of one request, times the tries so far.
+const BACKOFF: Duration = Duration::from_millis(100);
 
 fn main() -> Result<()> {
     let options = options()?;
@@ -72,6 +85,7 @@ fn main() -> Result<()> {
         "connects": counts.connects,
         "statuses": counts.statuses,
         "errors": counts.errors,
+        "again": counts.again,
         "slowest_ms": counts.slowest_ms,
     });
     println!("{report}");
@@ -94,23 +108,43 @@ fn client(options: &Options, next: &AtomicU64, stop: &AtomicBool, counts: &Mutex
         }
         mine.attempts += 1;
         let start = Instant::now();
-        match request(options, target, number, &mut connection, &mut mine.connects) {
-            Ok(status) => *mine.statuses.entry(status.to_string()).or_default() += 1,
-            Err(kind) => {
+        let mut tries = 0;
+        loop {
+            let answer = request(options, target, number, &mut connection, &mut mine.connects);
+            if answer.is_err() {
                 connection = None;
-                *mine.errors.entry(kind).or_default() += 1;
             }
+            let why = match &answer {
+                // Nothing to send again, or dropped by the Agent.
+                Ok(200..300 | 400 | 403 | 413) => None,
+                Ok(status) => Some(status.to_string()),
+                Err(kind) => Some(kind.clone()),
+            };
+            if let Some(why) = why.filter(|_| tries < options.retries) {
+                tries += 1;
+                let id = format!("{}-{number}", options.name);
+                mine.again.entry(id).or_default().push(why);
+                std::thread::sleep(BACKOFF * tries);
+                continue;
+            }
+            match answer {
+                Ok(status) => *mine.statuses.entry(status.to_string()).or_default() += 1,
+                Err(kind) => *mine.errors.entry(kind).or_default() += 1,
+            }
+            break;
         }
         let took = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
         mine.slowest_ms = mine.slowest_ms.max(took);
         if !options.interval.is_zero() {
             std::thread::sleep(options.interval);
         }
+        std::thread::sleep(options.pace.saturating_sub(start.elapsed()));
     }
     let mut all = counts.lock().unwrap_or_else(PoisonError::into_inner);
     all.attempts += mine.attempts;
     all.connects += mine.connects;
     all.slowest_ms = all.slowest_ms.max(mine.slowest_ms);
+    all.again.extend(mine.again);
     for (key, count) in mine.statuses {
         *all.statuses.entry(key).or_default() += count;
     }
@@ -127,7 +161,7 @@ fn request(
     connection: &mut Option<(TcpStream, u64)>,
     connects: &mut u64,
 ) -> Result<u16, String> {
-    let (mut stream, served) = match connection.take() {
+    let (mut stream, served) = match connection.take().filter(|(stream, _)| is_open(stream)) {
         Some(open) => open,
         None => {
             *connects += 1;
@@ -163,6 +197,15 @@ fn request(
     Ok(status)
 }
 
+/// Go's clients notice the end of an idle connection before they use it again.
+fn is_open(stream: &TcpStream) -> bool {
+    let peeked = stream
+        .set_nonblocking(true)
+        .and_then(|()| stream.peek(&mut [0]))
+        .map_err(|error| error.kind());
+    stream.set_nonblocking(false).is_ok() && peeked == Err(std::io::ErrorKind::WouldBlock)
+}
+
 fn connect(options: &Options, target: &Target) -> Result<TcpStream, String> {
     let stream = TcpStream::connect_timeout(&target.address, options.timeout).map_err(|error| {
         // EPERM has its own name: an old kernel's way to fail closed.
@@ -174,6 +217,8 @@ fn connect(options: &Options, target: &Target) -> Result<TcpStream, String> {
     if peer != target.address {
         return Err("peer_is_not_the_original_destination".to_owned());
     }
+    // As Go's clients do.
+    stream.set_nodelay(true).map_err(|_| "option".to_owned())?;
     stream
         .set_read_timeout(Some(options.timeout))
         .map_err(|_| "option".to_owned())?;
@@ -242,6 +287,8 @@ fn options() -> Result<Options> {
         per_connection: 1,
         api_key: "none".to_owned(),
         interval: Duration::ZERO,
+        pace: Duration::ZERO,
+        retries: 0,
         timeout: Duration::from_secs(30),
         name: "load".to_owned(),
     };
@@ -259,6 +306,8 @@ fn options() -> Result<Options> {
             "--per-connection" => options.per_connection = value.parse()?,
             "--api-key" => options.api_key = value,
             "--interval-ms" => options.interval = Duration::from_millis(value.parse()?),
+            "--pace-ms" => options.pace = Duration::from_millis(value.parse()?),
+            "--retries" => options.retries = value.parse()?,
             "--timeout-s" => options.timeout = Duration::from_secs(value.parse()?),
             "--name" => options.name = value,
             _ => bail!("unknown option {key}"),
