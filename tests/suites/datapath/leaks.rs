@@ -68,6 +68,7 @@ pub(super) fn the_programs_of_two_versions_count_once(world: &World) -> Result<(
         "one copy only: {:?}",
         proxy.interceptor.status()
     );
+    ensure!(proxy.counter("leaked") == 1, "{:?}", proxy.interceptor.status());
     expect_leaks(world, &mut proxy, &[("no_listener", 1)])
 }
 
