@@ -46,7 +46,7 @@ pub(super) fn the_programs_of_two_versions_count_once(world: &World) -> Result<(
     world.serve_direct(&[80])?;
     let mut config = config(world);
     config.on_failure = OnFailure::Open;
-    Proxy::start(&config)?.interceptor.leave(true)?;
+    Proxy::start(&config)?.interceptor.leave(Leave::Policy)?;
     // The links of the first are out of the second's sight, which replaces none of them.
     let links = PinDirectory::find().context("no bpffs")?.links();
     let aside = Path::new("/sys/fs/bpf/aside");
@@ -206,7 +206,7 @@ pub(super) fn what_was_open_before_is_counted_once(world: &World) -> Result<()> 
     // A look for another reason, and another process with the same maps: the same connections.
     proxy.interceptor.reconfigure(&config(world))?;
     expect_leaks(world, &mut proxy, &[("open_before", 3)])?;
-    proxy.interceptor.leave(true)?;
+    proxy.interceptor.leave(Leave::Policy)?;
     let mut proxy = Proxy::start(&config(world))?;
     expect_leaks(world, &mut proxy, &[("open_before", 3)])?;
     // What leaves now leaves through us.

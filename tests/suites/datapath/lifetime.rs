@@ -302,7 +302,7 @@ pub(super) fn pins_of_another_version_are_replaced(world: &World) -> Result<()> 
         "{:?}",
         second.interceptor.status()
     );
-    second.interceptor.leave(true)?;
+    second.interceptor.leave(Leave::Policy)?;
 
     // The same but for its flags: programs may write it (BPF_F_NO_PREALLOC without BPF_F_RDONLY_PROG).
     let settings = maps.join("SETTINGS");
