@@ -15,7 +15,7 @@ use crate::table::{Ask, Inject, Load, ROW, Row, SHORT};
 const MANY: usize = 60;
 /// What they may cost in memory together: a debug build keeps some 200 KiB for each, TLS and both directions included.
 const GROWTH: u64 = 48 << 20;
-/// What each asks for or brings, in bytes, and more than this is in no buffer of the kernel's.
+/// What each brings, in bytes: far more than any buffer of the kernel's holds.
 const MUCH: usize = 16_000_000;
 
 pub const ROWS: &[Row] = &[
@@ -69,7 +69,7 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
-/// The greatest growth while `stalled` says that they still arrive.
+/// Fails when the worker's memory has grown by more than that.
 fn grows_little(stage: &Stage<'_>, before: u64, growth: u64) -> Result<()> {
     let now = stage.resident()?.saturating_sub(before);
     check!(now < growth, "{} MiB more in RAM for {MANY} clients", now >> 20);
