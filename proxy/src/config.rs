@@ -92,6 +92,10 @@ pub struct Explicit {
     pub local_address: ListenAddress,
     /// The first port of the range; offsets are a contract with Agents in the field.
     pub port_range_start: u16,
+    /// Whose processes may use them, by name or number; empty: everybody's.
+    pub allowed_users: Vec<String>,
+    /// In which cgroups processes may use them, as globs; empty: in every one.
+    pub allowed_cgroups: Vec<String>,
 }
 
 /// Where to listen: `localhost` means both loopbacks, each bound by itself.

@@ -10,7 +10,9 @@
 //! connections and their state stay on that thread (`Rc`, no locks); only [`Shared`] is seen by several threads.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -131,6 +133,18 @@ pub type OriginLookup = Arc<dyn Fn(&TcpStream, SocketAddr) -> std::io::Result<So
 /// Finds the process that an intercepted connection came from; [`kernel_peer`] outside tests.
 pub type PeerLookup = Arc<dyn Fn(&TcpStream) -> Option<Process> + Send + Sync>;
 
+/// What [`Door::admits`] returns.
+pub type Judging<'a> = Pin<Box<dyn Future<Output = std::io::Result<()>> + Send + 'a>>;
+
+/// Says who may use the explicit ports. Called on the data threads.
+pub trait Door: Send + Sync {
+    /// Judges the connection that `client` made to `ours`, a listener of this host.
+    ///
+    /// # Errors
+    /// `PermissionDenied`, with the reason: it may not. Anything else: nobody can tell, so that it may not either.
+    fn admits(&self, client: SocketAddr, ours: SocketAddr) -> Judging<'_>;
+}
+
 /// What all data threads share. `H` is TLS towards the intake: [`tls::Client`], or a fake one in tests.
 pub struct Shared<H = tls::Client> {
     /// What we were told to do.
@@ -145,6 +159,8 @@ pub struct Shared<H = tls::Client> {
     pub resolver: Arc<Resolver>,
     /// Where records go.
     pub recorder: Arc<dyn Recorder>,
+    /// Who may use the explicit ports; `None`: everybody.
+    pub door: Option<Arc<dyn Door>>,
     /// What is served at once, all threads together.
     pub slots: Arc<Slots>,
     /// Asks for the original destination of an intercepted connection.

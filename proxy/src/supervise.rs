@@ -11,15 +11,18 @@
 //!   of Agent pods' namespaces.
 //! - [`authority`]: the key of the local authority, opened by the master and read by the worker.
 //! - [`prober`]: connections of our own through the live datapath, for readiness.
+//! - [`admission`]: who may use the explicit ports, judged by the master; [`door`]: how the worker asks it.
 //! - [`admin`]: the socket that `status`, `intercept on|off` and `upgrade` speak to.
 //! - [`handover`]: another program takes this one's place in the same process; [`descriptors`]: what comes as bare numbers.
 //! - [`notify`]: the service manager; [`store`]: what it keeps for us while nobody runs.
 
 pub mod admin;
+pub mod admission;
 pub mod authority;
 pub mod broker;
 pub mod channel;
 pub mod descriptors;
+pub mod door;
 pub mod handover;
 pub mod interception;
 pub mod listeners;

@@ -6,6 +6,8 @@ mod log;
 mod smuggling;
 #[path = "direct/startup.rs"]
 mod startup;
+#[path = "direct/strangers.rs"]
+mod strangers;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -60,6 +62,9 @@ fn main() -> ExitCode {
             &[Need::Root],
             smuggling::corpus_is_refused,
         ),
+        case("strangers_by_user", &[Need::Root], strangers::by_user),
+        case("strangers_by_cgroup", &[Need::Root], strangers::by_cgroup),
+        case("strangers_bad_lists", &[Need::Root], strangers::bad_lists),
         case(
             "a_stuck_reader_stops_no_request",
             &[Need::Root],

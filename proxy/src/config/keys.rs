@@ -143,6 +143,8 @@ impl Default for Config {
                 enabled: true,
                 local_address: ListenAddress::Localhost,
                 port_range_start: PORT_RANGE_START,
+                allowed_users: Vec::new(),
+                allowed_cgroups: Vec::new(),
             },
             intercept: Intercept {
                 enabled: true,

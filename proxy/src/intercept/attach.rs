@@ -113,7 +113,12 @@ pub(super) fn detach_agent(pins: &PinDirectory, id: u64) -> Result<Vec<PathBuf>,
     let directory = pins.links_of(id);
     let mut removed = Vec::new();
     for hook in AGENT_HOOKS.iter().rev() {
-        removed.extend(unpin(&directory.join(hook))?);
+        let pin = directory.join(hook);
+        // So that whoever ordered it finds it done. Where the kernel cannot, or nothing is pinned, it is done with the pin, or was.
+        if let Err(error) = sys::detach_pinned(&pin) {
+            tracing::trace!(pin = %pin.display(), %error, "not detached at once");
+        }
+        removed.extend(unpin(&pin)?);
     }
     remove_directory(&directory)?;
     Ok(removed)

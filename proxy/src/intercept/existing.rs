@@ -6,8 +6,6 @@
 //! by the namespace that it is in. Our own connections are in our own cgroup, wherever they were made, and those of workers
 //! that an earlier instance left in one with our name. A socket that says no cgroup, or the root, is nobody's.
 
-mod diag;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,9 +14,9 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use proxy_ebpf::{Address, Direct, Flow, LeakKey, LeakRecord, Reason, WHO_CGROUP, WHO_NETNS};
 
-use self::diag::{Destroyed, End, Socket};
 use super::Interceptor;
 use super::choose::Taken;
+use super::diag::{self, Destroyed, End, Socket};
 use super::error::InterceptError;
 use super::leaks::names::{self, Kin};
 use super::netns::{Namespace, NamespaceId};

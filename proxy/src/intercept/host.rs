@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, DirEntryExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +21,9 @@ pub const OWN_BPFFS: &str = "/run/agent-fips-proxy/bpf";
 const PINS: &str = "agent-fips-proxy";
 /// Below it, the version of the maps' layout: another layout is another directory.
 const LAYOUT: u32 = 4;
+
+/// Cgroups that one search visits at most: far above any host.
+const MAX_VISITED: usize = 16_384;
 
 /// The cgroup2 hierarchy.
 #[derive(Clone, Debug)]
@@ -80,6 +83,41 @@ impl Cgroup2 {
         let metadata =
             fs::metadata(&directory).map_err(InterceptError::file("find the cgroup", directory))?;
         Ok(metadata.ino())
+    }
+
+    /// The cgroup with this id, relative to the root; `None` when there is none (any more). Walks the hierarchy.
+    ///
+    /// # Errors
+    /// Its root cannot be read.
+    pub fn find_id(&self, id: u64) -> Result<Option<PathBuf>, InterceptError> {
+        let mut pending = vec![PathBuf::from("/")];
+        let mut visited = 0;
+        while let Some(path) = pending.pop() {
+            let directory = self.directory(&path);
+            let entries = match fs::read_dir(&directory) {
+                Ok(entries) => entries,
+                // Gone between its parent's listing and now.
+                Err(_) if path != Path::new("/") => continue,
+                Err(error) => return Err(InterceptError::file("read the cgroup", directory)(error)),
+            };
+            for entry in entries.flatten() {
+                if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    continue;
+                }
+                let child = path.join(entry.file_name());
+                // The number in the listing is the inode's: no need to look at each.
+                if entry.ino() == id {
+                    return Ok(Some(child));
+                }
+                pending.push(child);
+            }
+            visited += 1;
+            if visited >= MAX_VISITED {
+                tracing::warn!(limit = MAX_VISITED, "too many cgroups: one of them is not found");
+                break;
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -143,6 +143,37 @@ pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Detaches the link that is pinned at `path`, at once (`BPF_LINK_DETACH`, kernel 5.9): whoever holds it besides has a link to
+/// nothing. Without it the kernel detaches in a work queue, a moment after the last reference is gone.
+pub(super) fn detach_pinned(path: &Path) -> io::Result<()> {
+    /// The fields of `union bpf_attr` for `BPF_OBJ_GET`.
+    #[repr(C)]
+    struct Get {
+        path: u64,
+        object: u32,
+        flags: u32,
+    }
+    /// `BPF_OBJ_GET` and `BPF_LINK_DETACH`
+    const GET: c_int = 7;
+    const DETACH: c_int = 34;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let get = Get {
+        path: path.as_ptr() as u64,
+        object: 0,
+        flags: 0,
+    };
+    // SAFETY: `get` and the C string it points to are live for the call, which returns a new descriptor or -1. aya opens the pins
+    // of links, and detaches none.
+    let link = owned(unsafe { libc::syscall(libc::SYS_bpf, GET, &raw const get, size_of::<Get>()) })?;
+    let link = u32::try_from(link.as_raw_fd()).map_err(io::Error::other)?;
+    // SAFETY: the number of a live descriptor, the only field of `union bpf_attr` for this command.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, DETACH, &raw const link, size_of::<u32>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// The cookie of a socket (`SO_COOKIE`, kernel 4.6).
 pub(super) fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     option(socket, libc::SO_COOKIE)

@@ -244,6 +244,7 @@ async fn connection<H: Handshake>(thread: Rc<Thread<H>>, incoming: Incoming, dra
         Ok(origin) => origin,
         Err(error) => return accepted.recording.end(Outcome::NoOrigin, Some(error.to_string())),
     };
+    let origin = accepted.admitted(origin).await;
     tracing::trace!(client = %client.0, via = via.label(), original_dst = ?origin.original(), "accepted");
     // Boxed each, so that a connection does not carry the size of the other's.
     match origin {
@@ -258,6 +259,22 @@ async fn connection<H: Handshake>(thread: Rc<Thread<H>>, incoming: Incoming, dra
 }
 
 impl<H: Handshake> Accepted<H> {
+    /// Whoever may not use an explicit port is a stranger from now on.
+    async fn admitted(&self, origin: Origin) -> Origin {
+        let (Some(door), Origin::Explicit { product, local, .. }) = (&self.thread.shared.door, origin) else {
+            return origin;
+        };
+        let judged = door.admits(self.client.0, local).await;
+        if let Err(why) = &judged {
+            tracing::warn!(client = %self.client.0, port = local.port(), "not allowed: {why}");
+        }
+        Origin::Explicit {
+            product,
+            local,
+            stranger: judged.is_err(),
+        }
+    }
+
     /// Serves HTTP on it to its end.
     pub(super) async fn terminate<IO: ClientIo>(&mut self, origin: Origin, session: Session<IO>) {
         let Self {

@@ -87,6 +87,7 @@ pub(crate) const CASES: &[Case] = &[
             let origin = Origin::Explicit {
                 product: samples::PRODUCT,
                 local: samples::explicit(),
+                stranger: false,
             };
             count(
                 samples::catalog,

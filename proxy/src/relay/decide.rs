@@ -32,6 +32,8 @@ pub(super) enum Refusal {
     Misdirected,
     /// An alert: `intercept.https` is `refuse`.
     Https,
+    /// 503: `explicit.allowed_users` or `explicit.allowed_cgroups` do not have whoever asks.
+    Stranger,
     /// 200, from ourselves: [`self_test::NAME`] was asked for.
     SelfTest,
 }
@@ -160,7 +162,8 @@ pub(super) fn request(
         return Err(Refusal::SelfTest);
     }
     let route = match origin {
-        Origin::Explicit { product, local } => {
+        Origin::Explicit { stranger: true, .. } => Err(Refusal::Stranger),
+        Origin::Explicit { product, local, .. } => {
             explicit(*product, local.ip(), local.port(), authority, path, catalog)
         }
         Origin::Intercepted(original) => intercepted(original.0.port(), session, authority, catalog),

@@ -41,8 +41,12 @@ impl fmt::Display for UpstreamAddr {
 /// What is known of a connection before its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// Came to the product's port, listening on this local address.
-    Explicit { product: Product, local: SocketAddr },
+    /// Came to the product's port, listening on this local address; a stranger may not.
+    Explicit {
+        product: Product,
+        local: SocketAddr,
+        stranger: bool,
+    },
     /// Was taken on its way to this address.
     Intercepted(OriginalDst),
 }
@@ -72,7 +76,13 @@ pub(super) fn find(
     };
     let local = canonical(socket);
     let (original, dialled_us) = match role {
-        Role::Explicit(product) => return Ok(Origin::Explicit { product, local }),
+        Role::Explicit(product) => {
+            return Ok(Origin::Explicit {
+                product,
+                local,
+                stranger: false,
+            });
+        }
         Role::Intercept {
             taken: Taken::Cgroup, ..
         } => {

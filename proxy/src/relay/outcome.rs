@@ -49,6 +49,8 @@ pub enum Outcome {
     Misdirected,
     /// Refused: a protocol that is not relayed, such as WebSocket or HTTP/2 without TLS (400).
     Unsupported,
+    /// Refused: the settings do not let this process use an explicit port (503).
+    NotAllowed,
     /// Refused: over a limit (503).
     Overloaded,
     /// Refused: we are draining (503).
@@ -83,12 +85,13 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of the metrics.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Ok,
         Self::ClientAborted,
         Self::BadRequest,
         Self::Misdirected,
         Self::Unsupported,
+        Self::NotAllowed,
         Self::Overloaded,
         Self::Draining,
         Self::NoAddress,
@@ -114,6 +117,7 @@ impl Outcome {
             Self::BadRequest => "bad_request",
             Self::Misdirected => "misdirected",
             Self::Unsupported => "unsupported",
+            Self::NotAllowed => "not_allowed",
             Self::Overloaded => "overloaded",
             Self::Draining => "draining",
             Self::NoAddress => "no_address",

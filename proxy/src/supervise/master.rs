@@ -16,6 +16,7 @@ use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot};
 
 use super::admin::{AdminSocket, Answer, Pending, Request};
+use super::admission::Admission;
 use super::handover::Inherited;
 use super::handover::candidate::Candidate;
 use super::interception::Interception;
@@ -23,7 +24,7 @@ use super::listeners::Listeners;
 use super::notify;
 use super::prober::Prober;
 use super::process::{WorkerEvent, WorkerId, WorkerProcess};
-use super::protocol::{FromWorker, MasterStatus, ToWorker, WorkerStatus};
+use super::protocol::{MasterStatus, ToWorker, WorkerStatus};
 use super::store::Store;
 use crate::cli::Exit;
 use crate::config::{Config, Loaded, Reloader};
@@ -90,6 +91,8 @@ struct Master {
     interception: Interception,
     workers: Vec<WorkerProcess>,
     prober: Prober,
+    /// Who may use the explicit ports; `None`: everybody.
+    admission: Option<Admission>,
     events: mpsc::Receiver<(WorkerId, WorkerEvent)>,
     events_tx: mpsc::Sender<(WorkerId, WorkerEvent)>,
     requests: mpsc::Receiver<Pending>,
@@ -338,8 +341,8 @@ impl Master {
                 Some((id, event)) = self.events.recv() => {
                     if matches!(event, WorkerEvent::Ended(_)) {
                         self.workers.retain(|worker| worker.id != id);
-                    } else if matches!(event, WorkerEvent::Said(FromWorker::SocketWanted { .. })) {
-                        // A request in flight that needs a connection. Nothing else matters any more.
+                    } else if matches!(&event, WorkerEvent::Said(said) if said.asks()) {
+                        // A request in flight that waits for the answer. Nothing else matters any more.
                         self.on_worker(id, event).await;
                     }
                 }

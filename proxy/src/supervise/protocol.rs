@@ -119,6 +119,13 @@ pub enum ToWorker {
     RemoveNetwork(NetworkId),
     /// Close every listener that was passed as retiring: nobody waits there any more.
     Retire,
+    /// The answer to [`FromWorker::Judge`].
+    Judged {
+        /// Whose answer.
+        request: u64,
+        /// Why they may not; absent when they may.
+        refused: Option<String>,
+    },
     /// The answer to [`FromWorker::SocketWanted`]: one descriptor, or why there is none.
     Socket {
         /// Whose answer.
@@ -158,8 +165,24 @@ pub enum FromWorker {
         /// IPv6, or IPv4.
         ipv6: bool,
     },
+    /// May whoever connected use an explicit port? The answer is [`ToWorker::Judged`].
+    Judge {
+        /// Comes back with the answer.
+        request: u64,
+        /// Their end.
+        client: SocketAddr,
+        /// Ours.
+        ours: SocketAddr,
+    },
     /// The Agent pods of this node, each time that they change.
     Pods(Pods),
+}
+
+impl FromWorker {
+    /// True for what somebody waits for: it is said and answered while a worker drains, too.
+    pub fn asks(&self) -> bool {
+        matches!(self, Self::SocketWanted { .. } | Self::Judge { .. })
+    }
 }
 
 /// The Agent pods of this node as the Kubernetes API server tells them.

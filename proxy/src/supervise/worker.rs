@@ -15,6 +15,7 @@ use tokio::task::LocalSet;
 use super::authority::{self, Passing};
 use super::broker::Broker;
 use super::channel::Channel;
+use super::door::Door;
 use super::privileges;
 use super::protocol::{
     DnsStatus, FromWorker, HttpsStatus, MasterStatus, Passed, Purpose, Setup, WorkerStatus,
@@ -98,6 +99,13 @@ pub fn run_activated(config: Config, descriptors: Vec<OwnedFd>) -> Exit {
             }
         }
     }
+    if !(config.explicit.allowed_users.is_empty() && config.explicit.allowed_cgroups.is_empty()) {
+        tracing::error!(
+            "explicit.allowed_users and explicit.allowed_cgroups need a master, which sees who connects: start `agent-fips-proxy run`, \
+             or leave them out"
+        );
+        return Exit::Config;
+    }
     let secrets = Secrets::open(config.upstream.secret_files().into_iter().flatten());
     if let Err(error) = privileges::give_up(&config.worker.user) {
         tracing::error!(%error, "cannot give up privileges");
@@ -173,6 +181,8 @@ struct Worker {
     drain: watch::Sender<bool>,
     data: Data,
     broker: Arc<Broker>,
+    /// There when not everybody may use the explicit ports.
+    door: Option<Arc<Door>>,
     /// What others want the master to know.
     tell: mpsc::UnboundedSender<FromWorker>,
     told: Option<mpsc::UnboundedReceiver<FromWorker>>,
@@ -222,6 +232,9 @@ impl Worker {
         let (tell, told) = mpsc::unbounded_channel();
         metrics.set_authority(server.as_ref().map(tls::Server::authorities));
         let broker = Arc::new(Broker::new(tell.clone(), config.upstream.connect_timeout));
+        let limited =
+            !(config.explicit.allowed_users.is_empty() && config.explicit.allowed_cgroups.is_empty());
+        let door = limited.then(|| Arc::new(Door::new(tell.clone())));
         metrics.set_trust(client.trust());
         let shared = Arc::new(Shared {
             config: Arc::clone(&config),
@@ -230,6 +243,7 @@ impl Worker {
             outbound: outbound.map(Arc::new),
             resolver: Arc::new(Resolver::new(Sources::default(), runtime.handle().clone())),
             recorder: Arc::clone(&metrics) as Arc<dyn relay::Recorder>,
+            door: door.clone().map(|door| door as Arc<dyn relay::Door>),
             slots: Arc::new(Slots::new(&config.limits)),
             origin: Arc::new(relay::kernel_original_dst),
             peer: Arc::new(relay::kernel_peer),
@@ -256,6 +270,7 @@ impl Worker {
             drain,
             data,
             broker,
+            door,
             tell,
             told: Some(told),
         })
@@ -294,6 +309,9 @@ impl Worker {
                     _ => terminated().await,
                 }
                 self.broker.close();
+                if let Some(door) = &self.door {
+                    door.close();
+                }
                 self.drain.send_replace(true);
                 std::io::Result::Ok(())
             };

@@ -19,7 +19,7 @@ use agent_fips_proxy::relay::upstream::Socket;
 use agent_fips_proxy::relay::upstream::connect::{Handshake, HandshakeFailure};
 use agent_fips_proxy::relay::upstream::outbound::Outbound;
 use agent_fips_proxy::relay::upstream::resolve::{Resolver, Sources};
-use agent_fips_proxy::relay::{Change, HttpsHandling, Listener, Recorder, Role, Shared, Slots, serve};
+use agent_fips_proxy::relay::{Change, Door, HttpsHandling, Listener, Recorder, Role, Shared, Slots, serve};
 use agent_fips_proxy::secret::Secrets;
 use agent_fips_proxy::tls::{self, Negotiated};
 use socket2::{Domain, Type};
@@ -175,6 +175,7 @@ pub struct Setup {
     pub https: HttpsHandling,
     /// Where intercepted connections come from.
     pub process: Option<Process>,
+    pub door: Option<Arc<dyn Door>>,
 }
 
 pub struct Proxy {
@@ -211,6 +212,7 @@ impl Proxy {
             sockets: Arc::default(),
             https: HttpsHandling::Passthrough,
             process: None,
+            door: None,
         };
         change(&mut setup);
         let dir = tempfile::tempdir().unwrap();
@@ -242,6 +244,7 @@ impl Proxy {
                 tls: setup.tls,
                 resolver: Arc::new(Resolver::new(sources, runtime.handle().clone())),
                 recorder,
+                door: setup.door,
                 origin: Arc::new(move |_, _| Ok(setup.original)),
                 peer: Arc::new(move |_| setup.process.clone()),
                 sockets: setup.sockets,
@@ -348,6 +351,8 @@ pub fn config(upstream_port: u16) -> Config {
             enabled: true,
             local_address: ListenAddress::Localhost,
             port_range_start: 9803,
+            allowed_users: Vec::new(),
+            allowed_cgroups: Vec::new(),
         },
         intercept: Config::default().intercept,
         ca: Config::default().ca,

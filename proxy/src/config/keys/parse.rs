@@ -143,6 +143,15 @@ pub(super) fn socket(raw: &Raw) -> Result<PathBuf, Fault> {
 }
 
 /// A user name as useradd(8) takes it; not root, because the worker parses what comes from the network.
+/// A user by name or number, root included.
+pub(super) fn member(raw: &Raw) -> Result<String, Fault> {
+    let text = text(raw)?;
+    if text == "root" || text.parse::<u32>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    user(raw)
+}
+
 pub(super) fn user(raw: &Raw) -> Result<String, Fault> {
     let text = text(raw)?;
     let sound = text.len() <= 32

@@ -7,10 +7,12 @@ mod https;
 mod intercept;
 mod upstream;
 
-use super::parse::{address, duration_text, hours, level, ms, socket, user, word, yaml_text};
+use super::parse::{
+    address, cgroup, duration_text, hours, level, list_text, member, ms, socket, user, word, yaml_text,
+};
 use super::{Key, Shape};
 use crate::config::LogFormat;
-use crate::config::value::{boolean, choice, duration, integer, parsed};
+use crate::config::value::{boolean, choice, duration, integer, list, parsed};
 
 const OPERATOR: &str = "operators";
 const NOBODY: &str = "nobody without a measurement";
@@ -142,6 +144,27 @@ const GENERAL: &[Key] = &[
                 .map(|value| draft.config.explicit.port_range_start = value)
         },
         get: |config| config.explicit.port_range_start.to_string(),
+        ..KEY
+    },
+    Key {
+        path: "explicit.allowed_users",
+        shape: Shape::List,
+        accepted: "a list of user names or numbers",
+        effect: "Whose processes may use the product ports; empty: everybody's. Others are answered 503. A \
+                 connection costs one question to the kernel more.",
+        set: |draft, raw| list(raw, member).map(|value| draft.config.explicit.allowed_users = value),
+        get: |config| list_text(&config.explicit.allowed_users),
+        ..KEY
+    },
+    Key {
+        path: "explicit.allowed_cgroups",
+        shape: Shape::List,
+        accepted: "a list of cgroup paths that begin with / (`*` stands for any text within one component, `**` \
+                   for any number of components)",
+        effect: "In which cgroups (and below them) processes may use the product ports; empty: in every one. \
+                 With explicit.allowed_users both must hold. Linux 5.8.",
+        set: |draft, raw| list(raw, cgroup).map(|value| draft.config.explicit.allowed_cgroups = value),
+        get: |config| list_text(&config.explicit.allowed_cgroups),
         ..KEY
     },
 ];

@@ -286,6 +286,7 @@ fn explicit_ports_serve_their_product_only() {
         let origin = Origin::Explicit {
             product,
             local: "10.1.2.3:9804".parse().unwrap(),
+            stranger: false,
         };
         assert_eq!(
             request(&origin, None, None, host, path, &catalog()),
@@ -355,7 +356,11 @@ fn intercepted_requests_name_their_intake() {
 fn we_answer_for_ourselves_in_the_clear_only() {
     let local = "127.0.0.1:9804".parse().unwrap();
     let product = Product::Metrics;
-    let explicit = Origin::Explicit { product, local };
+    let explicit = Origin::Explicit {
+        product,
+        local,
+        stranger: true,
+    };
     let taken = Origin::Intercepted(OriginalDst("192.0.2.1:80".parse().unwrap()));
     for origin in [&explicit, &taken] {
         assert_eq!(

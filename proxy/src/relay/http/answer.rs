@@ -36,7 +36,10 @@ pub(in crate::relay) fn status(outcome: Outcome) -> StatusCode {
         Outcome::BadRequest | Outcome::Unsupported => StatusCode::BAD_REQUEST,
         Outcome::Misdirected => StatusCode::MISDIRECTED_REQUEST,
         Outcome::ClientTimeout => StatusCode::REQUEST_TIMEOUT,
-        Outcome::Overloaded | Outcome::Draining | Outcome::NoAddress => StatusCode::SERVICE_UNAVAILABLE,
+        // An Agent that was forgotten in a list must not lose what it has to say.
+        Outcome::NotAllowed | Outcome::Overloaded | Outcome::Draining | Outcome::NoAddress => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         Outcome::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
         Outcome::UpstreamConnect
         | Outcome::UpstreamProxy
@@ -57,6 +60,10 @@ pub(in crate::relay) fn refused(refusal: Refusal) -> (Outcome, &'static str) {
     match refusal {
         Refusal::Bad(reason) => (Outcome::BadRequest, reason),
         Refusal::Unsupported(reason) => (Outcome::Unsupported, reason),
+        Refusal::Stranger => (
+            Outcome::NotAllowed,
+            "explicit.allowed_users or explicit.allowed_cgroups do not let this process use the port",
+        ),
         Refusal::SelfTest => (Outcome::Ok, "the proxy answers"),
         Refusal::Https => (
             Outcome::HttpsRefused,

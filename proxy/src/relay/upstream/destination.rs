@@ -242,6 +242,7 @@ mod tests {
             origin: Origin::Explicit {
                 product: Product::Traces,
                 local,
+                stranger: false,
             },
             ..first
         });

@@ -7,6 +7,7 @@ use super::Master;
 use crate::config::{Agents, Config, Intercept};
 use crate::intercept::InterceptError;
 use crate::observe::logging;
+use crate::supervise::admission::Admission;
 use crate::supervise::protocol::ToWorker;
 use crate::supervise::{authority, listeners, notify};
 
@@ -14,12 +15,18 @@ impl Master {
     pub(super) async fn reload(&mut self) {
         notify::reloading();
         match self.reloader.reload() {
-            Ok(loaded) => {
-                for warning in &loaded.warnings {
-                    tracing::warn!("{warning}");
+            Ok(loaded) => match Admission::new(&loaded.config.explicit) {
+                Ok(admission) => {
+                    self.admission = admission;
+                    for warning in &loaded.warnings {
+                        tracing::warn!("{warning}");
+                    }
+                    self.apply(loaded.config).await;
                 }
-                self.apply(loaded.config).await;
-            }
+                Err(error) => {
+                    tracing::error!("the new configuration is not used, the old one stays in force: {error}");
+                }
+            },
             Err(errors) => {
                 tracing::error!("the new configuration is not used, the old one stays in force:\n{errors}");
             }

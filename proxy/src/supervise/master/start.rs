@@ -14,6 +14,7 @@ use crate::cli::Exit;
 use crate::config::Config;
 use crate::intercept::InterceptError;
 use crate::supervise::admin::{AdminSocket, Pending};
+use crate::supervise::admission::Admission;
 use crate::supervise::handover::Inherited;
 use crate::supervise::interception::Interception;
 use crate::supervise::listeners::{self, Listeners, Sockets};
@@ -32,6 +33,10 @@ impl Master {
             mut inherited,
         } = start;
         let config = loaded.config;
+        let admission = Admission::new(&config.explicit).map_err(|error| {
+            tracing::error!("{error}");
+            Exit::Config
+        })?;
         let signals = signals()?;
         if let Err(error) = privileges::raise_open_files() {
             tracing::debug!(%error, "cannot raise the limit of open files");
@@ -87,6 +92,7 @@ impl Master {
             interception,
             workers: Vec::new(),
             prober: Prober::default(),
+            admission,
             events,
             events_tx,
             requests,

@@ -72,6 +72,19 @@ impl Master {
                 let made = self.interception.upstream_socket(network, ipv6);
                 self.workers[at].answer_socket(request, made).await;
             }
+            WorkerEvent::Said(FromWorker::Judge {
+                request,
+                client,
+                ours,
+            }) => {
+                let refused = self
+                    .admission
+                    .as_mut()
+                    .and_then(|admission| admission.judge(client, ours).err());
+                self.workers[at]
+                    .send(&ToWorker::Judged { request, refused })
+                    .await;
+            }
             WorkerEvent::Said(FromWorker::Pods(pods)) => {
                 // A worker that drains sees no change any more.
                 if !self.workers[at].draining {

@@ -41,7 +41,7 @@ impl Worker {
                 // A draining worker's silence is what tells the master how long it drains.
                 _ = heartbeat.tick(), if !draining => say = self.alive(&mut silent),
                 Some(message) = told.recv() => {
-                    if !draining || matches!(message, FromWorker::SocketWanted { .. }) {
+                    if !draining || message.asks() {
                         say = Some(message);
                     }
                 }
@@ -88,6 +88,11 @@ impl Worker {
             ToWorker::AddListeners(passed) => self.add_listeners(passed, descriptors),
             ToWorker::RemoveNetwork(network) => self.remove_network(network),
             ToWorker::Retire => self.tell_threads(|| Change::Retire),
+            ToWorker::Judged { request, refused } => {
+                if let Some(door) = &self.door {
+                    door.judged(request, refused);
+                }
+            }
             ToWorker::Socket { request, error } => {
                 let made = match (error, descriptors.into_iter().next()) {
                     (None, Some(socket)) => Ok(socket),

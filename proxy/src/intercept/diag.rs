@@ -49,11 +49,16 @@ pub(super) struct Socket {
     pub(super) cookie: u64,
     /// The cgroup that it was made in; `None` before 5.8.
     pub(super) cgroup: Option<u64>,
+    /// The user that made it, as the number that it has in our user namespace.
+    pub(super) uid: u32,
+    /// Of its file; 0 when no process has it open any more: then the kernel calls it root's.
+    pub(super) inode: u32,
 }
 
 /// A question and its answers.
 #[derive(Clone, Debug)]
 enum Diag {
+    Exactly { family: u8, id: [u8; ID] },
     List { family: u8, end: End, port: u16 },
     Destroy { family: u8, id: [u8; ID] },
     Socket(Box<Socket>),
@@ -91,6 +96,38 @@ pub(super) fn connections(end: End, ports: &[u16]) -> Result<Vec<Socket>, Interc
         }
     }
     Ok(found)
+}
+
+/// The socket with exactly these ends, of the calling thread's network namespace; `None` when there is none.
+///
+/// # Errors
+/// As [`connections`].
+pub(super) fn socket(local: SocketAddr, remote: SocketAddr) -> Result<Option<Socket>, InterceptError> {
+    let mut id = [0; ID];
+    id[..2].copy_from_slice(&local.port().to_be_bytes());
+    id[2..4].copy_from_slice(&remote.port().to_be_bytes());
+    let mut put = |from: usize, address: IpAddr| match address {
+        IpAddr::V4(v4) => id[from..from + 4].copy_from_slice(&v4.octets()),
+        IpAddr::V6(v6) => id[from..from + 16].copy_from_slice(&v6.octets()),
+    };
+    put(4, local.ip());
+    put(20, remote.ip());
+    // INET_DIAG_NOCOOKIE: whichever it is.
+    id[40..].fill(0xff);
+    let family = family_byte(if local.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    });
+    let mut kernel = Connection::<Diag>::open()?;
+    match kernel.request("look for a TCP socket", 0, Diag::Exactly { family, id }) {
+        Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
+            Ok(Diag::Socket(socket)) => Some(*socket),
+            _ => None,
+        })),
+        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// What became of a socket that was to be destroyed.
@@ -170,6 +207,11 @@ impl Socket {
             .into_iter()
             .find(|(kind, _)| *kind == CGROUP_ID)
             .and_then(|(_, value)| parse_u64(value).ok());
+        // The last two of the numbers behind the id.
+        let number = |back: usize| {
+            let bytes = header.get(ANSWER - back..ANSWER - back + 4).unwrap_or_default();
+            u32::from_ne_bytes(bytes.try_into().unwrap_or_default())
+        };
         // Two halves, the lower one first (`sock_diag_save_cookie`).
         let half = |from: usize| u32::from_ne_bytes(field(from, 4).try_into().unwrap_or_default());
         Ok(Self {
@@ -179,6 +221,8 @@ impl Socket {
             remote: SocketAddr::new(address(20), port(2)),
             cookie: u64::from(half(40)) | u64::from(half(44)) << 32,
             cgroup,
+            uid: number(8),
+            inode: number(4),
             id,
         })
     }
@@ -188,7 +232,7 @@ impl NetlinkSerializable for Diag {
     fn message_type(&self) -> u16 {
         match self {
             Self::Destroy { .. } => DESTROY,
-            Self::List { .. } | Self::Socket(_) => BY_FAMILY,
+            Self::Exactly { .. } | Self::List { .. } | Self::Socket(_) => BY_FAMILY,
         }
     }
 
@@ -208,7 +252,7 @@ impl NetlinkSerializable for Diag {
                 id[at..at + 2].copy_from_slice(&port.to_be_bytes());
                 (*family, OPEN | 1 << OPENING, id)
             }
-            Self::Destroy { family, id } => (*family, u32::MAX, *id),
+            Self::Exactly { family, id } | Self::Destroy { family, id } => (*family, u32::MAX, *id),
             Self::Socket(socket) => (socket.family, 0, socket.id),
         };
         let head = [family, family_byte(libc::IPPROTO_TCP), 0, 0];
