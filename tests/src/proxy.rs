@@ -276,6 +276,19 @@ impl Proxy<'_> {
         Ok(Pid::from_raw(i32::try_from(pid)?))
     }
 
+    /// The master's child that makes connections of our own, while it intercepts.
+    pub fn prober(&self) -> Result<Option<Pid>> {
+        let children = format!("/proc/{0}/task/{0}/children", self.pid());
+        for child in std::fs::read_to_string(children)?.split_whitespace() {
+            // It may end meanwhile.
+            let words = std::fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+            if words.split('\0').any(|word| word == "probe") {
+                return Ok(Some(Pid::from_raw(child.parse()?)));
+            }
+        }
+        Ok(None)
+    }
+
     /// Waits until every part is ready.
     pub fn wait_ready(&mut self) -> Result<()> {
         let start = Instant::now();

@@ -8,7 +8,7 @@ use harness::agent::curl;
 use harness::cgroup::Cgroup;
 use harness::inject::Stopped;
 use harness::proxy::{Launch, Proxy};
-use harness::suite::{Need, case, run};
+use harness::suite::{Need, case, run_at_once};
 use harness::world::{API_KEY, World};
 use harness::{check, check_eq, eventually};
 use nix::sys::signal::{Signal, kill};
@@ -19,26 +19,30 @@ use serde_json::Value;
 const NOTICED: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
-    run(vec![
-        case("hung_worker_is_replaced", &[Need::Root], hung_worker_is_replaced),
-        case(
-            "hung_data_thread_is_noticed",
-            &[Need::Root],
-            hung_data_thread_is_noticed,
-        ),
-        case(
-            "readiness_is_a_connection",
-            &[Need::Root],
-            readiness_is_a_connection,
-        ),
-        case(
-            "readiness_is_a_taken_connection",
-            &[Need::Bpf],
-            readiness_is_a_taken_connection,
-        ),
-        case("prober_is_replaced", &[Need::Bpf], prober_is_replaced),
-        case("nothing_is_left", &[Need::Bpf], nothing_is_left),
-    ])
+    // They mostly wait, and share nothing.
+    run_at_once(
+        vec![
+            case("hung_worker_is_replaced", &[Need::Root], hung_worker_is_replaced),
+            case(
+                "hung_data_thread_is_noticed",
+                &[Need::Root],
+                hung_data_thread_is_noticed,
+            ),
+            case(
+                "readiness_is_a_connection",
+                &[Need::Root],
+                readiness_is_a_connection,
+            ),
+            case(
+                "readiness_is_a_taken_connection",
+                &[Need::Bpf],
+                readiness_is_a_taken_connection,
+            ),
+            case("prober_is_replaced", &[Need::Bpf], prober_is_replaced),
+            case("nothing_is_left", &[Need::Bpf], nothing_is_left),
+        ],
+        6,
+    )
 }
 
 /// The thread of a process that has this name.
@@ -177,25 +181,13 @@ fn readiness_is_a_taken_connection() -> Result<()> {
     Ok(())
 }
 
-/// The child of the master that makes the connections.
-fn prober(proxy: &Proxy<'_>) -> Result<Pid> {
-    let children = format!("/proc/{0}/task/{0}/children", proxy.pid());
-    for child in std::fs::read_to_string(children)?.split_whitespace() {
-        let words = std::fs::read_to_string(format!("/proc/{child}/cmdline"))?;
-        if words.split('\0').any(|word| word == "probe") {
-            return Ok(Pid::from_raw(child.parse()?));
-        }
-    }
-    anyhow::bail!("no prober")
-}
-
 fn prober_is_replaced() -> Result<()> {
     let (world, agent) = (World::new()?, Cgroup::new("agent")?);
     let proxy = Launch::new(&world.host)
         .config(&world.intercepting(&agent))?
         .start()?;
     let before = passes(&proxy, "host (cgroup)")?;
-    let old = prober(&proxy)?;
+    let old = proxy.prober()?.context("no prober")?;
     let status = std::fs::read_to_string(format!("/proc/{old}/status"))?;
     // CAP_SYS_ADMIN, number 21, to enter namespaces, and nothing else.
     for set in ["CapPrm:", "CapEff:"] {
@@ -209,7 +201,7 @@ fn prober_is_replaced() -> Result<()> {
     kill(old, Signal::SIGKILL)?;
     eventually("another prober, which passes", NOTICED, || {
         let at = passes(&proxy, "host (cgroup)")?;
-        Ok(prober(&proxy).ok().filter(|new| *new != old && at > before))
+        Ok(proxy.prober()?.filter(|new| *new != old && at > before))
     })
     .with_context(|| proxy.log())?;
     Ok(())

@@ -69,7 +69,7 @@ pub fn run(start: Start) -> Exit {
         }
     };
     runtime.block_on(async {
-        match Master::start(start).await {
+        match Box::pin(Master::start(start)).await {
             // Boxed: everything that the loop awaits lies in it.
             Ok(master) => Box::pin(master.run()).await,
             Err(exit) => exit,

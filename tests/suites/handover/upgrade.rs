@@ -94,9 +94,10 @@ fn several(proxy: &Proxy<'_>) -> Result<()> {
 fn one_worker(world: &World, proxy: &Proxy<'_>) -> Result<()> {
     eventually("the end of the old workers", LIMIT, || {
         let worker = proxy.worker()?;
-        // The holder of the namespaces, the master and one worker; clients have gone.
+        // The holder of the namespaces, the master, one worker, and whoever makes connections of our own; clients have gone.
         let all = world.host.processes();
-        Ok((all.len() == 3 && all.contains(&worker)).then_some(()))
+        let expected = 3 + usize::from(proxy.prober()?.is_some());
+        Ok((all.len() == expected && all.contains(&worker)).then_some(()))
     })
     .with_context(|| format!("{:?}\n{}", world.host.processes(), proxy.log()))
 }
