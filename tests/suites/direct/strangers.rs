@@ -82,15 +82,10 @@ pub(super) fn by_user() -> Result<()> {
 
 /// Another user's request, sent and left before anybody can look: the kernel says of such a socket that it is root's.
 fn gone(world: &World) -> Result<()> {
-    let script = format!(
-        "import socket, os\n\
-         os.setuid({OTHER})\n\
-         s = socket.create_connection(('127.0.0.1', 9804))\n\
-         s.sendall(b'POST /gone HTTP/1.1\\r\\nHost: localhost\\r\\nContent-Length: 0\\r\\n\\r\\n')\n\
-         s.close()\n"
-    );
-    let mut python = world.host.command("python3");
-    let output = capture(python.args(["-c", &script]))?;
+    let script = "exec 3<>/dev/tcp/127.0.0.1/9804
+        printf 'POST /gone HTTP/1.1\\r\\nHost: localhost\\r\\nContent-Length: 0\\r\\n\\r\\n' >&3";
+    let mut bash = world.host.command("setpriv");
+    let output = capture(bash.args(["--reuid", OTHER, "--clear-groups", "bash", "-c", script]))?;
     check!(output.status.success(), "{output:?}");
     Ok(())
 }
