@@ -98,6 +98,13 @@ pub struct Explicit {
     pub allowed_cgroups: Vec<String>,
 }
 
+impl Explicit {
+    /// True when not everybody may use the ports.
+    pub fn is_limited(&self) -> bool {
+        !(self.allowed_users.is_empty() && self.allowed_cgroups.is_empty())
+    }
+}
+
 /// Where to listen: `localhost` means both loopbacks, each bound by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]

@@ -174,12 +174,12 @@ pub struct Interceptor {
     /// What [`Interceptor::count_resources`] and [`Interceptor::count_flows`] counted last.
     resources: Resources,
     agents: BTreeMap<Selector, AgentStatus>,
-    /// Where connections of our own come from, once somebody makes them.
-    probe: Option<ProbeCgroup>,
     /// The same, as far as leaks are concerned.
     kin: Vec<Kin>,
     leaks: Leaks,
     audit: Audit,
+    /// Where connections of our own come from, once somebody makes them.
+    probe: Option<ProbeCgroup>,
 }
 
 impl Interceptor {

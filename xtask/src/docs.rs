@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use crate::test::suite_command;
 use crate::{build, sh};
 
 /// File in docs/reference, and the page that the program prints for it.
@@ -35,17 +36,7 @@ pub fn run(options: &Options) -> Result<()> {
         settle(&folder.join(file), &text, options)?;
     }
     for (file, suite) in TABLES {
-        let table = sh::output(sh::cargo().args([
-            "test",
-            "--quiet",
-            "--locked",
-            "--package",
-            "agent-fips-proxy-tests",
-            "--test",
-            suite,
-            "--",
-            "--page",
-        ]))?;
+        let table = sh::output(suite_command(suite).arg("--page"))?;
         let path = sh::root().join("docs").join(file);
         let page =
             std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;

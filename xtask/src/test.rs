@@ -110,18 +110,8 @@ fn here(options: &Options, tally: &mut Tally, broken: &mut Vec<String>) -> Resul
         build_programs()?;
     }
     for suite in suites {
-        let mut command = sh::cargo();
+        let mut command = suite_command(suite);
         command
-            .args([
-                "test",
-                "--quiet",
-                "--locked",
-                "--package",
-                "agent-fips-proxy-tests",
-                "--test",
-                suite,
-                "--",
-            ])
             .args(options.filter.as_deref())
             .env("AGENT_FIPS_PROXY_BIN", build::binary(true))
             // A backtrace of the harness tells nothing about the proxy.
@@ -352,6 +342,22 @@ fn closing(line: &str) -> Option<Tally> {
         tally.skipped = 0;
     }
     Some(tally)
+}
+
+/// Runs a suite; what follows is the suite's own.
+pub fn suite_command(suite: &str) -> Command {
+    let mut command = sh::cargo();
+    command.args([
+        "test",
+        "--quiet",
+        "--locked",
+        "--package",
+        "agent-fips-proxy-tests",
+        "--test",
+        suite,
+        "--",
+    ]);
+    command
 }
 
 #[cfg(test)]

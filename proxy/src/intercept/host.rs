@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, DirEntryExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,8 +22,8 @@ const PINS: &str = "agent-fips-proxy";
 /// Below it, the version of the maps' layout: another layout is another directory.
 const LAYOUT: u32 = 4;
 
-/// Cgroups that one search visits at most: far above any host.
-const MAX_VISITED: usize = 16_384;
+/// Cgroups that one walk visits at most: far above any host.
+pub(super) const MAX_VISITED: usize = 16_384;
 
 /// The cgroup2 hierarchy.
 #[derive(Clone, Debug)]
@@ -85,40 +85,48 @@ impl Cgroup2 {
         Ok(metadata.ino())
     }
 
-    /// The cgroup with this id, relative to the root; `None` when there is none (any more). Walks the hierarchy.
+    /// The cgroup below the root with this id, relative to the root; `None` when there is none (any more). Walks the hierarchy.
     ///
     /// # Errors
     /// Its root cannot be read.
     pub fn find_id(&self, id: u64) -> Result<Option<PathBuf>, InterceptError> {
-        let mut pending = vec![PathBuf::from("/")];
+        fs::read_dir(&self.root).map_err(InterceptError::file("read the cgroup", &self.root))?;
         let mut visited = 0;
-        while let Some(path) = pending.pop() {
-            let directory = self.directory(&path);
-            let entries = match fs::read_dir(&directory) {
-                Ok(entries) => entries,
-                // Gone between its parent's listing and now.
-                Err(_) if path != Path::new("/") => continue,
-                Err(error) => return Err(InterceptError::file("read the cgroup", directory)(error)),
-            };
-            for entry in entries.flatten() {
-                if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    continue;
-                }
-                let child = path.join(entry.file_name());
-                // The number in the listing is the inode's: no need to look at each.
-                if entry.ino() == id {
-                    return Ok(Some(child));
-                }
-                pending.push(child);
-            }
-            visited += 1;
-            if visited >= MAX_VISITED {
-                tracing::warn!(limit = MAX_VISITED, "too many cgroups: one of them is not found");
-                break;
-            }
+        let found = below(&self.root)
+            .inspect(|_| visited += 1)
+            // The root is everybody's, and no cgroup that a setting could mean.
+            .skip(1)
+            .find(|(_, there)| *there == id);
+        if found.is_none() && visited >= MAX_VISITED {
+            tracing::warn!(limit = MAX_VISITED, "too many cgroups: one of them is not found");
         }
-        Ok(None)
+        Ok(found.map(|(directory, _)| {
+            let path = directory.strip_prefix(&self.root).unwrap_or(&directory);
+            Path::new("/").join(path)
+        }))
     }
+}
+
+/// A cgroup, by its directory, and those below it, each with the kernel's id: its inode number. One that ends meanwhile is left
+/// out; at most [`MAX_VISITED`].
+pub(super) fn below(root: &Path) -> impl Iterator<Item = (PathBuf, u64)> {
+    let mut pending = vec![root.to_owned()];
+    std::iter::from_fn(move || {
+        loop {
+            let directory = pending.pop()?;
+            let Ok(metadata) = fs::metadata(&directory) else {
+                continue;
+            };
+            let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+            pending.extend(
+                entries
+                    .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                    .map(|entry| entry.path()),
+            );
+            return Some((directory, metadata.ino()));
+        }
+    })
+    .take(MAX_VISITED)
 }
 
 /// The mount point of the first cgroup2 mount that shows the hierarchy from its root and is not covered by another.

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use nix::unistd::User;
 
@@ -39,7 +38,7 @@ impl Admission {
     /// # Errors
     /// A user that does not exist, a glob that is none, or no cgroup2 hierarchy.
     pub fn new(config: &Explicit) -> Result<Option<Self>, String> {
-        if config.allowed_users.is_empty() && config.allowed_cgroups.is_empty() {
+        if !config.is_limited() {
             return Ok(None);
         }
         let users = config
@@ -110,18 +109,13 @@ impl Cgroups {
 
     /// True for a cgroup that a glob covers, or that is inside of one.
     fn look(&self, id: u64) -> Result<bool, InterceptError> {
-        let Some(path) = self.hierarchy.find_id(id)? else {
-            return Ok(false);
-        };
-        let mut path: Option<PathBuf> = Some(path);
-        while let Some(outer) = path {
-            let text = outer.to_string_lossy();
-            if self.globs.iter().any(|glob| glob.matches(&text)) {
-                return Ok(true);
-            }
-            path = outer.parent().map(PathBuf::from);
-        }
-        Ok(false)
+        let path = self.hierarchy.find_id(id)?;
+        Ok(path.is_some_and(|path| {
+            path.ancestors().any(|outer| {
+                let text = outer.to_string_lossy();
+                self.globs.iter().any(|glob| glob.matches(&text))
+            })
+        }))
     }
 }
 

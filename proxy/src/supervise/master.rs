@@ -148,7 +148,7 @@ impl Master {
                 Some((id, event)) = self.events.recv() => Event::Worker(id, event),
                 Some(pending) = self.requests.recv() => Event::Request(pending),
                 () = self.interception.changed() => Event::Agents,
-                _ = self.prober.answered() => Event::SelfTest,
+                () = self.prober.answered() => Event::SelfTest,
                 () = sleep_until(restart_at) => Event::Restart,
                 _ = tick.tick() => Event::Tick,
                 _ = self.signals.hup.recv() => Event::Reload,

@@ -211,8 +211,8 @@ impl Prober {
         self.ask_next().await;
     }
 
-    /// Waits for the next result; true when it is news. Cancel-safe.
-    pub async fn answered(&mut self) -> bool {
+    /// Waits for the next result. Cancel-safe.
+    pub async fn answered(&mut self) {
         let heard = {
             let (here, running) = (&mut self.here, &mut self.running);
             tokio::select! {
@@ -228,10 +228,10 @@ impl Prober {
         match heard {
             Ok(Some((answer, _))) => {
                 // Of an earlier round: its way may be gone.
-                let asked = self.asked.take_if(|(id, _)| *id == answer.id);
-                let news = asked.is_some_and(|(_, name)| self.note(&name, answer.error));
+                if let Some((_, name)) = self.asked.take_if(|(id, _)| *id == answer.id) {
+                    self.note(&name, answer.error);
+                }
                 self.ask_next().await;
-                news
             }
             Ok(None) => self.lost("it ended"),
             Err(error) => self.lost(&error.to_string()),
@@ -264,9 +264,9 @@ impl Prober {
         self.problem.is_some() || self.found.values().all(|found| found.at_epoch > 0)
     }
 
-    fn note(&mut self, name: &str, error: Option<String>) -> bool {
+    fn note(&mut self, name: &str, error: Option<String>) {
         let Some(found) = self.found.get_mut(name) else {
-            return false;
+            return;
         };
         let news = found.error.is_some() != error.is_some() || found.at_epoch == 0;
         match &error {
@@ -290,7 +290,6 @@ impl Prober {
             // Once may be a moment: what it was shows at once.
             self.next = Some(Instant::now() + AGAIN);
         }
-        news
     }
 
     fn ask_from_here(&self, way: Way) {
@@ -333,14 +332,13 @@ impl Prober {
     }
 
     /// The process is gone; the next round starts another.
-    fn lost(&mut self, why: &str) -> bool {
+    fn lost(&mut self, why: &str) {
         self.running = None;
         self.asked = None;
         self.waiting.clear();
         self.fail(format!(
             "the process that makes connections of our own is gone: {why}"
         ));
-        true
     }
 
     /// Says, once, why nothing can be tried.

@@ -99,7 +99,7 @@ pub fn run_activated(config: Config, descriptors: Vec<OwnedFd>) -> Exit {
             }
         }
     }
-    if !(config.explicit.allowed_users.is_empty() && config.explicit.allowed_cgroups.is_empty()) {
+    if config.explicit.is_limited() {
         tracing::error!(
             "explicit.allowed_users and explicit.allowed_cgroups need a master, which sees who connects: start `agent-fips-proxy run`, \
              or leave them out"
@@ -232,9 +232,10 @@ impl Worker {
         let (tell, told) = mpsc::unbounded_channel();
         metrics.set_authority(server.as_ref().map(tls::Server::authorities));
         let broker = Arc::new(Broker::new(tell.clone(), config.upstream.connect_timeout));
-        let limited =
-            !(config.explicit.allowed_users.is_empty() && config.explicit.allowed_cgroups.is_empty());
-        let door = limited.then(|| Arc::new(Door::new(tell.clone())));
+        let door = config
+            .explicit
+            .is_limited()
+            .then(|| Arc::new(Door::new(tell.clone())));
         metrics.set_trust(client.trust());
         let shared = Arc::new(Shared {
             config: Arc::clone(&config),

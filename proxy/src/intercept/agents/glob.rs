@@ -8,10 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Agent, Selector, Source, View};
 use crate::intercept::error::InterceptError;
-use crate::intercept::host::Cgroup2;
-
-/// Directories that one scan visits at most: far above any host, and a bound for `/**` on a broken one.
-pub(super) const MAX_VISITED: usize = 16_384;
+use crate::intercept::host::{Cgroup2, MAX_VISITED};
 
 /// One component of a glob.
 #[derive(Clone, Debug, PartialEq, Eq)]

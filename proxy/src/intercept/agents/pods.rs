@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::glob::MAX_VISITED;
 use super::{Agent, Home, Selector, Source, View, processes};
 use crate::intercept::error::InterceptError;
 use crate::intercept::host::Cgroup2;
+use crate::intercept::host::MAX_VISITED;
 
 /// A pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

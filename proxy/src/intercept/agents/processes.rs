@@ -6,9 +6,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
-use super::glob::{MAX_VISITED, is_gone};
+use super::glob::is_gone;
 use crate::intercept::error::InterceptError;
 use crate::intercept::host::Cgroup2;
+use crate::intercept::host::MAX_VISITED;
 use crate::intercept::netns::NamespaceId;
 
 /// Why it is not known where a process lives.

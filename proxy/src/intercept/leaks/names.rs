@@ -1,22 +1,19 @@
 //! Whose leak it is: from the kernel's numbers to the Agents that they stand for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use proxy_ebpf::{LeakKey, WHO_CGROUP};
 
 use crate::intercept::choose::Taken;
+use crate::intercept::host::below;
 use crate::intercept::netns::Namespace;
 
 /// Who is not known by name: a cgroup or namespace that was gone before we saw it.
 pub(in crate::intercept) const UNKNOWN: &str = "unknown";
 /// Cgroups that are remembered: an Agent's own and those below, of all its restarts. Beyond, those that are gone go.
 const MOST: usize = 16_384;
-/// Directories that one look visits at most: far above any host.
-const MAX_VISITED: usize = 16_384;
 
 /// An Agent, as far as leaks are concerned.
 #[derive(Clone, Debug)]
@@ -43,33 +40,11 @@ pub(in crate::intercept) fn cgroups(kin: &[Kin]) -> BTreeMap<u64, usize> {
     roots.sort_unstable_by_key(|(path, _)| path.components().count());
     let mut found = BTreeMap::new();
     for (root, at) in roots {
-        for id in below(root) {
+        for (_, id) in below(root) {
             found.insert(id, at);
         }
     }
     found
-}
-
-/// The ids of a cgroup and of those below it. One that ends meanwhile is left out.
-fn below(root: &Path) -> Vec<u64> {
-    let mut ids = Vec::new();
-    let mut pending = vec![root.to_owned()];
-    while let Some(directory) = pending.pop() {
-        let Ok(metadata) = fs::metadata(&directory) else {
-            continue;
-        };
-        ids.push(metadata.ino());
-        if ids.len() >= MAX_VISITED {
-            break;
-        }
-        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
-        pending.extend(
-            entries
-                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-                .map(|entry| entry.path()),
-        );
-    }
-    ids
 }
 
 /// The names behind the keys, also of what is gone by now.
@@ -132,6 +107,9 @@ impl Names {
 #[cfg(test)]
 mod tests {
     use proxy_ebpf::{Reason, WHO_NETNS};
+
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
 
