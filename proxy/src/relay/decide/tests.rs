@@ -355,19 +355,22 @@ fn intercepted_requests_name_their_intake() {
 #[test]
 fn we_answer_for_ourselves_in_the_clear_only() {
     let local = "127.0.0.1:9804".parse().unwrap();
-    let product = Product::Metrics;
-    let explicit = Origin::Explicit {
-        product,
+    let explicit = |stranger| Origin::Explicit {
+        product: Product::Metrics,
         local,
-        stranger: true,
+        stranger,
     };
     let taken = Origin::Intercepted(OriginalDst("192.0.2.1:80".parse().unwrap()));
-    for origin in [&explicit, &taken] {
+    let foreign = Refusal::Bad("absolute-form for a foreign host");
+    for (origin, in_absolute_form) in [
+        (&explicit(false), &foreign),
+        (&explicit(true), &Refusal::Stranger),
+        (&taken, &foreign),
+    ] {
         assert_eq!(
             request(origin, None, None, Some(self_test::NAME), "/", &catalog()),
             Err(Refusal::SelfTest)
         );
-        let foreign = Err(Refusal::Bad("absolute-form for a foreign host"));
         assert_eq!(
             request(
                 origin,
@@ -376,8 +379,9 @@ fn we_answer_for_ourselves_in_the_clear_only() {
                 Some(self_test::NAME),
                 "/",
                 &catalog()
-            ),
-            foreign
+            )
+            .as_ref(),
+            Err(in_absolute_form)
         );
     }
     assert_eq!(
