@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use crate::ca::Leaf;
 use crate::netns::Host;
 
-pub use tls::Peer;
+pub use tls::{Peer, Session};
 pub(crate) use tls::{server_config, session};
 
 /// How an intake is set up.
@@ -115,21 +115,6 @@ impl Seen {
     }
 }
 
-/// What TLS agreed on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Session {
-    /// Server name indication.
-    pub sni: Option<String>,
-    /// As rustls prints it: `TLSv1_3`.
-    pub version: String,
-    /// `TLS13_AES_256_GCM_SHA384`.
-    pub suite: String,
-    /// `X25519MLKEM768`.
-    pub group: String,
-    /// The client showed a certificate.
-    pub client_certificate: bool,
-}
-
 /// A connection that never became a TLS session.
 #[derive(Clone, Debug)]
 pub struct Refused {
@@ -151,6 +136,7 @@ struct Shared {
     api_key: Option<String>,
     connections: AtomicU64,
     dropping: AtomicBool,
+    sessions: Mutex<Vec<Session>>,
     seen: Mutex<Vec<Seen>>,
     refused: Mutex<Vec<Refused>>,
     clear: Mutex<Vec<Vec<u8>>>,
@@ -173,6 +159,7 @@ impl Intake {
             api_key: options.api_key.clone(),
             connections: AtomicU64::new(0),
             dropping: AtomicBool::new(false),
+            sessions: Mutex::default(),
             seen: Mutex::default(),
             refused: Mutex::default(),
             clear: Mutex::default(),
@@ -220,6 +207,11 @@ impl Intake {
     /// Takes what was seen so far.
     pub fn take(&self) -> Vec<Seen> {
         std::mem::take(&mut lock(&self.shared.seen))
+    }
+
+    /// What each TLS session agreed on, with requests or without.
+    pub fn sessions(&self) -> Vec<Session> {
+        lock(&self.shared.sessions).clone()
     }
 
     /// Connections that failed before a session.
@@ -334,6 +326,7 @@ async fn connection(stream: TcpStream, number: u64, acceptor: Arc<tls::Acceptor>
         Err(refused) => lock(&shared.refused).push(refused),
         Ok(stream) => {
             let session = session(stream.get_ref().1);
+            lock(&shared.sessions).push(session.clone());
             let connection = Connection {
                 number,
                 local,

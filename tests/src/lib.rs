@@ -9,6 +9,7 @@
 //! - [`local_ca`]: the proxy's local authority, made as an operator makes it.
 //! - [`intake`]: a strict TLS intake that records what it saw, and a plain listener that catches leaks.
 //! - [`hostile`]: an intake that breaks on purpose, by a script of steps.
+//! - [`dice`]: numbers that nobody can foresee.
 //! - [`dns`]: a name server that knows no name.
 //! - [`forward`]: a site's outbound proxy, strict about what it is asked.
 //! - [`proxy`]: the binary under test: start, wait until ready, read its logs and metrics, stop.
@@ -16,6 +17,7 @@
 //! - [`agent`]: clients: curl and our load client.
 //! - [`bpf`]: which kernel objects are ours, and whether they are gone.
 //! - [`vendor`]: other people's classifiers, attached as they do it.
+//! - [`wire`]: every packet that leaves a host, and whether it was TLS.
 //! - [`bench`]: the relay benchmark: load, backend, peers, arithmetic and goals.
 //! - [`suite`]: cases with needs; a missing need is a skip with its reason, and a failure when `CI=true`.
 //!
@@ -29,6 +31,7 @@ pub mod ca;
 pub mod cgroup;
 pub mod clock;
 pub mod cni;
+pub mod dice;
 pub mod dns;
 pub mod forward;
 pub mod hostile;
@@ -42,6 +45,7 @@ pub mod plain;
 pub mod proxy;
 pub mod suite;
 pub mod vendor;
+pub mod wire;
 pub mod world;
 
 use std::path::PathBuf;

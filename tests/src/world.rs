@@ -17,6 +17,8 @@ pub const SITE: &str = "ddog-gov.com";
 pub const INTAKE4: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10));
 /// See [`INTAKE4`].
 pub const INTAKE6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10));
+/// Both.
+pub const INTAKES: [IpAddr; 2] = [INTAKE4, INTAKE6];
 /// An outside address that is nobody's intake.
 pub const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 99));
 /// The name under which the Agent sends metrics.
@@ -110,7 +112,7 @@ impl World {
         let intake = Intake::start(
             Some(&net),
             Options {
-                addresses: vec![INTAKE4, INTAKE6],
+                addresses: INTAKES.to_vec(),
                 port: 443,
                 leaf: authority.leaf(&names, setup.fault)?,
                 peer: setup.peer,

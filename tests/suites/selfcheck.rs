@@ -4,6 +4,8 @@
 mod gateways;
 #[path = "selfcheck/pods.rs"]
 mod pods;
+#[path = "selfcheck/wire.rs"]
+mod wire;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -64,6 +66,23 @@ fn main() -> ExitCode {
             "pods_are_where_kubelet_puts_them",
             &[Need::Cni],
             pods::pods_are_where_kubelet_puts_them,
+        ),
+        case("wire_leaves_tls_alone", &[Need::Root], wire::tls_is_left_alone),
+        case(
+            "wire_finds_a_plain_request",
+            &[Need::Root],
+            wire::a_plain_request_is_found,
+        ),
+        case("wire_counts_every_byte", &[Need::Root], wire::every_byte_counts),
+        case(
+            "wire_tells_what_was_open_before",
+            &[Need::Root],
+            wire::what_was_open_before_is_told,
+        ),
+        case(
+            "wire_counts_what_it_missed",
+            &[Need::Root],
+            wire::packets_without_room_are_counted,
         ),
         case("nothing_stays_behind", &[Need::Root], nothing_stays_behind),
     ])
@@ -258,6 +277,10 @@ fn weak_peers_are_weak() -> Result<()> {
         check!(
             session.version == version && session.suite.contains(suite) && session.group.contains(group),
             "{peer:?}: {session:?}"
+        );
+        check!(
+            peer == Peer::Tls12 || !session.approved(),
+            "{peer:?} within the policy: {session:?}"
         );
     }
     let world = World::with(Setup {

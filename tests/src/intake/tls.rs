@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::{Refused, Session};
+use super::Refused;
 use crate::ca::Leaf;
 
 /// Which TLS an intake speaks.
@@ -29,6 +29,42 @@ pub enum Peer {
     OnlyX25519,
     /// Answers every hello with TLS 1.1.
     Tls11,
+}
+
+/// What TLS agreed on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Session {
+    /// Server name indication.
+    pub sni: Option<String>,
+    /// As rustls prints it: `TLSv1_3`.
+    pub version: String,
+    /// `TLS13_AES_256_GCM_SHA384`.
+    pub suite: String,
+    /// `X25519MLKEM768`.
+    pub group: String,
+    /// The client showed a certificate.
+    pub client_certificate: bool,
+}
+
+impl Session {
+    /// Whether the proxy's policy `fips` offers it: written down once more on purpose.
+    pub fn approved(&self) -> bool {
+        const SUITES12: &[&str] = &[
+            "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+            "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+            "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+            "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+        ];
+        const SUITES13: &[&str] = &["TLS13_AES_256_GCM_SHA384", "TLS13_AES_128_GCM_SHA256"];
+        const GROUPS: &[&str] = &["secp256r1MLKEM768", "X25519MLKEM768", "secp256r1", "secp384r1"];
+        // A resumed session of TLS 1.2 has no key exchange of its own.
+        let (suites, resumed) = match self.version.as_str() {
+            "TLSv1_2" => (SUITES12, self.group.is_empty()),
+            "TLSv1_3" => (SUITES13, false),
+            _ => return false,
+        };
+        suites.contains(&self.suite.as_str()) && (resumed || GROUPS.contains(&self.group.as_str()))
+    }
 }
 
 /// Turns TCP connections into sessions.

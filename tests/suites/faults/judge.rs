@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use harness::intake::Session;
 use harness::{check, check_eq, eventually};
 
 use crate::client::Answer;
@@ -105,32 +104,12 @@ fn always(stage: &Stage<'_>) -> Result<()> {
     check_eq!(world.leaks(), Vec::<String>::new(), "in the clear");
     let sessions = healthy.iter().map(|seen| seen.session.clone());
     for session in sessions.chain(stage.set.broken.sessions()) {
-        check!(approved(&session), "a session below the policy: {session:?}");
+        check!(session.approved(), "a session below the policy: {session:?}");
     }
     let now = (stage.proxy.pid(), stage.proxy.worker()?);
     check_eq!(now, stage.processes(), "master and worker");
     check!(!stage.proxy.log().contains("panicked"), "a panic");
     Ok(())
-}
-
-/// The policy, written down once more.
-fn approved(session: &Session) -> bool {
-    let version = ["TLSv1_2", "TLSv1_3"].contains(&session.version.as_str());
-    let suite = ["AES_128_GCM", "AES_256_GCM"]
-        .iter()
-        .any(|known| session.suite.contains(known));
-    // A resumed session of TLS 1.2 has no key exchange of its own.
-    let group = session.group.is_empty()
-        || [
-            "secp256r1",
-            "secp384r1",
-            "secp521r1",
-            "SECP256R1MLKEM768",
-            "secp256r1MLKEM768",
-            "X25519MLKEM768",
-        ]
-        .contains(&session.group.as_str());
-    version && suite && group
 }
 
 /// The intake's own answer, whole.
