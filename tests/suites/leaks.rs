@@ -1,5 +1,6 @@
 //! Leaks, by the real binary: intake connections of Agents that did not pass through the proxy are counted for the right
-//! Agent and reason, whatever happens to the processes, and told by status, metrics and log. In `closed` mode there are none.
+//! Agent and reason, whatever happens to the processes, and told by status, metrics and log. In `closed` mode there are none: by
+//! what we count, by what the intake gets, and by every packet that leaves the host.
 
 use std::process::ExitCode;
 
@@ -9,6 +10,8 @@ use harness::suite::{Need, case, run};
 mod closed;
 #[path = "leaks/existing.rs"]
 mod existing;
+#[path = "leaks/kills.rs"]
+mod kills;
 #[path = "leaks/open.rs"]
 mod open;
 #[path = "leaks/pods.rs"]
@@ -22,8 +25,15 @@ fn main() -> ExitCode {
         case(
             "a_hundred_kills_leak_nothing",
             &[Need::Bpf],
-            closed::a_hundred_kills_leak_nothing,
+            kills::a_hundred_kills_leak_nothing,
         ),
+        case(
+            "a_hundred_kills_are_counted",
+            &[Need::Bpf],
+            kills::a_hundred_kills_are_counted,
+        ),
+        case("kills_leak_nothing_by_tc", PODS, kills::kills_leak_nothing_by_tc),
+        case("kills_are_counted_by_tc", PODS, kills::kills_are_counted_by_tc),
         case(
             "whoever_is_led_around_is_told_of",
             &[Need::Bpf],

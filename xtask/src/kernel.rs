@@ -21,7 +21,14 @@ use fetch::{KERNELS, Tools, Unpacked};
 /// hundreds of pods, which cost an emulated machine more time than the whole rest.
 pub const KERNEL_SUITES: &[(&str, &[&str])] = &[
     ("datapath", &["recycled_ports", "an_upgrade_under_load"]),
-    ("leaks", &["a_hundred_kills"]),
+    (
+        "leaks",
+        &[
+            "a_hundred_kills",
+            "kills_leak_nothing_by_tc",
+            "kills_are_counted_by_tc",
+        ],
+    ),
     ("classifiers", &[]),
     ("pods", &["two_hundred", "firewalls", "sysctls"]),
 ];

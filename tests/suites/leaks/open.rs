@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::stage::{LIMIT, LINE, alarmed, ask, expect, lines, name};
 
-fn config(world: &World, agent: &Cgroup) -> Value {
+pub fn config(world: &World, agent: &Cgroup) -> Value {
     let mut config = world.intercepting(agent);
     config["intercept"]["on_failure"] = json!("open");
     config

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::stage::{Held, LIMIT, alarmed, expect, keep, name, reload, with_held};
 
-fn config(world: &World, agent: &Pod<'_>, datapath: &str) -> Value {
+pub fn config(world: &World, agent: &Pod<'_>, datapath: &str) -> Value {
     let mut config = world.config();
     config["intercept"] = json!({
         "enabled": true,
