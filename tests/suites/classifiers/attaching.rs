@@ -58,6 +58,29 @@ fn under_load(world: &mut World, work: impl FnOnce(&mut World) -> Result<()>) ->
     })
 }
 
+/// Another program of ours takes the place of the first one under load; of what passes the witness behind them, one of the two has
+/// seen every packet.
+fn replaced(world: &mut World, how: ClassifierAttach, first: &Ours, witness: &Vendor) -> Result<Ours> {
+    let link = world.link(DEVICE)?;
+    let pins = world.pins();
+    let mut second = Ours::load(world, "ours_2")?;
+    let before = witness.count()?;
+    let earlier = first.counter.count()?;
+    under_load(world, |world| {
+        attach(&mut world.netlink, &mut second.program, &link, how, 10, &pins)?;
+        Ok(())
+    })?;
+    world.send(1)?;
+    let passed = witness.count()? - before;
+    let saw = first.counter.count()? - earlier + second.counter.count()?;
+    check!(
+        saw >= passed && second.counter.count()? > 0,
+        "{saw} of {passed} packets were seen"
+    );
+    check_eq!(ids(world)?, [second.counter.id, witness.id], "replaced in place");
+    Ok(second)
+}
+
 /// Before Linux 6.6: a clear word, and `auto` goes the other way.
 fn without_tcx(world: &mut World) -> Result<()> {
     let link = world.link(DEVICE)?;
@@ -113,21 +136,7 @@ pub fn tcx_is_replaced_without_a_gap() -> Result<()> {
         attach(&mut world.netlink, &mut first.program, &link, how, 10, &pins)?;
         check_eq!(ids(world)?, [first.counter.id, witness.id], "attached twice");
 
-        let mut second = Ours::load(world, "ours_2")?;
-        let before = witness.count()?;
-        let earlier = first.counter.count()?;
-        under_load(world, |world| {
-            attach(&mut world.netlink, &mut second.program, &link, how, 10, &pins)?;
-            Ok(())
-        })?;
-        world.send(1)?;
-        let passed = witness.count()? - before;
-        let saw = first.counter.count()? - earlier + second.counter.count()?;
-        check!(
-            saw >= passed && second.counter.count()? > 0,
-            "{saw} of {passed} packets were seen"
-        );
-        check_eq!(ids(world)?, [second.counter.id, witness.id], "replaced");
+        let _second = replaced(world, how, &first, &witness)?;
         let names: Vec<String> = std::fs::read_dir(&pins)?
             .flatten()
             .filter_map(|entry| entry.file_name().into_string().ok())
@@ -163,21 +172,7 @@ pub fn classic_is_replaced_without_a_gap() -> Result<()> {
         }
         check_eq!(ids(world)?, [first.counter.id, witness.id], "order");
 
-        let mut second = Ours::load(world, "ours_2")?;
-        let before = witness.count()?;
-        let earlier = first.counter.count()?;
-        under_load(world, |world| {
-            attach(&mut world.netlink, &mut second.program, &link, how, 10, &pins)?;
-            Ok(())
-        })?;
-        world.send(1)?;
-        let passed = witness.count()? - before;
-        let saw = first.counter.count()? - earlier + second.counter.count()?;
-        check!(
-            saw >= passed && second.counter.count()? > 0,
-            "{saw} of {passed} packets were seen"
-        );
-        check_eq!(ids(world)?, [second.counter.id, witness.id], "replaced in place");
+        let mut second = replaced(world, how, &first, &witness)?;
 
         // Another priority, then TCX: what stood elsewhere goes.
         attach(&mut world.netlink, &mut second.program, &link, how, 7, &pins)?;
