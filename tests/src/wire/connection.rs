@@ -67,7 +67,11 @@ impl Connection {
         if ahead > 0 {
             if !segment.payload.is_empty() {
                 let place = self.bytes + u64::from(ahead.unsigned_abs());
-                self.waiting.insert(place, segment.payload.to_vec());
+                let known = self.waiting.entry(place).or_default();
+                // Sent again it may be more or less than the first time.
+                if known.len() < segment.payload.len() {
+                    *known = segment.payload.to_vec();
+                }
             }
             return;
         }
