@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::cgroup::Cgroup;
 use crate::netns::Host;
+use crate::world::API_KEY;
 use crate::{capture, sibling, succeed};
 
 /// The versions of the PyPI packages that the cases were written with.
@@ -53,6 +54,12 @@ pub fn curl(host: &Host, cgroup: Option<&Cgroup>, words: &[&str]) -> Result<Curl
     })
 }
 
+/// The same with the key that the intake takes.
+pub fn ask(host: &Host, cgroup: Option<&Cgroup>, words: &[&str]) -> Result<Curl> {
+    let key = format!("DD-API-KEY: {API_KEY}");
+    curl(host, cgroup, &[&["-H", &key], words].concat())
+}
+
 /// A load client at work.
 pub struct Load {
     child: Child,
@@ -74,6 +81,28 @@ impl Load {
             .spawn()
             .context("cannot start agent-load")?;
         Ok(Self { child })
+    }
+
+    /// So many clients with one request each, and the words that make it a special one.
+    pub fn once(
+        host: &Host,
+        cgroup: Option<&Cgroup>,
+        url: &str,
+        clients: u32,
+        more: &[&str],
+    ) -> Result<Self> {
+        let clients = clients.to_string();
+        let words = [
+            "--url",
+            url,
+            "--clients",
+            &clients,
+            "--requests",
+            &clients,
+            "--api-key",
+            API_KEY,
+        ];
+        Self::start(host, cgroup, &[&words, more].concat())
     }
 
     /// Ends it if it runs until told, and takes its report.

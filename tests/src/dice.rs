@@ -22,6 +22,11 @@ impl Dice {
         Ok(Self { seed, state: seed })
     }
 
+    /// The index of one of so many.
+    pub fn index(&mut self, of: usize) -> usize {
+        usize::try_from(self.roll(of as u64)).unwrap_or_default()
+    }
+
     /// A number below `limit`.
     pub fn roll(&mut self, limit: u64) -> u64 {
         self.state = self

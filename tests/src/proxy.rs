@@ -1,5 +1,6 @@
 //! The binary under test: start it on a host, wait until it is ready, read what it says, stop it.
 
+mod life;
 mod metrics;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -278,15 +279,11 @@ impl Proxy<'_> {
 
     /// The master's child that makes connections of our own, while it intercepts.
     pub fn prober(&self) -> Result<Option<Pid>> {
-        let children = format!("/proc/{0}/task/{0}/children", self.pid());
-        for child in std::fs::read_to_string(children)?.split_whitespace() {
+        Ok(self.children()?.into_iter().find(|child| {
             // It may end meanwhile.
             let words = std::fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
-            if words.split('\0').any(|word| word == "probe") {
-                return Ok(Some(Pid::from_raw(child.parse()?)));
-            }
-        }
-        Ok(None)
+            words.split('\0').any(|word| word == "probe")
+        }))
     }
 
     /// Waits until every part is ready.

@@ -10,6 +10,7 @@ use crate::dns::NameServer;
 use crate::intake::{Intake, Options, Peer};
 use crate::netns::{Host, join};
 use crate::plain::Plain;
+use crate::proxy::{Launch, Proxy};
 
 /// The site of every case.
 pub const SITE: &str = "ddog-gov.com";
@@ -149,6 +150,27 @@ impl World {
         config["intercept"] =
             json!({"enabled": true, "datapath": "cgroup", "agents": {"cgroups": [cgroup.inside()]}});
         config
+    }
+
+    /// The same of Agents in pods, whose cgroups these are, by this datapath.
+    pub fn intercepting_pods(&self, cgroups: &[&str], datapath: &str) -> Value {
+        let mut config = self.config();
+        config["intercept"] = json!({
+            "enabled": true,
+            "datapath": datapath,
+            "agents": {"cgroups": cgroups, "pods": {"api": "off"}},
+        });
+        config
+    }
+
+    /// The proxy on the host, ready.
+    pub fn start(&self, config: &Value) -> Result<Proxy<'_>> {
+        Launch::new(&self.host).config(config)?.start()
+    }
+
+    /// The same from a file that can be replaced: [`Launch::installed`].
+    pub fn start_installed(&self, config: &Value) -> Result<Proxy<'_>> {
+        Launch::new(&self.host).installed()?.config(config)?.start()
     }
 
     /// Clear-text requests that name an intake: whatever is in here leaked.

@@ -9,6 +9,8 @@ use harness::suite::{Need, case, run};
 mod endurance;
 #[path = "handover/load.rs"]
 mod load;
+#[path = "handover/pod.rs"]
+mod pod;
 #[path = "handover/refused.rs"]
 mod refused;
 #[path = "handover/restart.rs"]

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use harness::agent::{Load, curl, run_python};
+use harness::agent::{Load, ask, curl, run_python};
 use harness::cgroup::Cgroup;
 use harness::proxy::{Launch, Proxy};
 use harness::suite::{Need, case, run};
@@ -67,9 +67,7 @@ fn main() -> ExitCode {
 }
 
 fn start<'a>(world: &'a World, agent: &Cgroup) -> Result<Proxy<'a>> {
-    Launch::new(&world.host)
-        .config(&world.intercepting(agent))?
-        .start()
+    world.start(&world.intercepting(agent))
 }
 
 /// Acceptance 3, inside the cgroup, both families.
@@ -285,12 +283,11 @@ fn the_proxy_does_not_intercept_itself() -> Result<()> {
         .cgroup(&agent)
         .config(&world.intercepting(&agent))?
         .start()?;
-    let key = format!("DD-API-KEY: {API_KEY}");
     for url in [
         "http://localhost:9804/self".to_owned(),
         format!("http://{VERSIONED}/self"),
     ] {
-        let answer = curl(&world.host, Some(&agent), &["-H", &key, &url])?;
+        let answer = ask(&world.host, Some(&agent), &[&url])?;
         check_eq!(answer.status, 202, "{url}: {answer:?}\n{}", proxy.log());
     }
     check_eq!(world.intake.count(), 2, "requests");
@@ -340,18 +337,13 @@ fn units_that_start_later() -> Result<()> {
     let parent = Cgroup::new("units")?;
     let mut config = world.intercepting(&parent);
     config["intercept"]["agents"]["cgroups"] = json!([format!("{}/agent-*.service", parent.inside())]);
-    let proxy = Launch::new(&world.host).config(&config)?.start()?;
+    let proxy = world.start(&config)?;
     let late = parent.child("agent-late.service")?;
     harness::eventually("the late unit in the status", Duration::from_secs(10), || {
         let agents = proxy.status()?["interception"]["agents"].to_string();
         Ok(agents.contains("agent-late.service").then_some(()))
     })?;
-    let key = format!("DD-API-KEY: {API_KEY}");
-    let answer = curl(
-        &world.host,
-        Some(&late),
-        &["-H", &key, &format!("http://{VERSIONED}/late")],
-    )?;
+    let answer = ask(&world.host, Some(&late), &[&format!("http://{VERSIONED}/late")])?;
     check_eq!(answer.status, 202, "{answer:?}\n{}", proxy.log());
     let other = parent.child("other.service")?;
     let answer = curl(&world.host, Some(&other), &[&format!("http://{BYSTANDER}/other")])?;
@@ -368,11 +360,10 @@ fn a_dead_resolver_delays_nothing() -> Result<()> {
     })?;
     let agent = Cgroup::new("agent")?;
     let proxy = start(&world, &agent)?;
-    let key = format!("DD-API-KEY: {API_KEY}");
-    let answer = curl(
+    let answer = ask(
         &world.host,
         Some(&agent),
-        &["-H", &key, &format!("http://{VERSIONED}/at-once")],
+        &[&format!("http://{VERSIONED}/at-once")],
     )?;
     check_eq!(answer.status, 202, "{answer:?}\n{}", proxy.log());
     check!(world.leaks().is_empty(), "leaks: {:?}", world.leaks());

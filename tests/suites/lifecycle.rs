@@ -5,14 +5,14 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use harness::agent::{Load, curl};
+use harness::agent::{self, Curl, Load};
 use harness::cgroup::Cgroup;
 use harness::intake::Answer;
 use harness::proxy::{Launch, Proxy};
 use harness::suite::{Need, case, run};
 use harness::world::{API_KEY, VERSIONED, World};
 use harness::{bpf, check, check_eq, eventually};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(15);
@@ -71,13 +71,13 @@ fn load(world: &World, agent: Option<&Cgroup>, url: &str) -> Result<Load> {
 }
 
 /// One request of the Agent.
-fn ask(world: &World, agent: Option<&Cgroup>) -> Result<harness::agent::Curl> {
-    let key = format!("DD-API-KEY: {API_KEY}");
-    curl(
-        &world.host,
-        agent,
-        &["-H", &key, &format!("http://{VERSIONED}/ask")],
-    )
+fn ask(world: &World, agent: Option<&Cgroup>) -> Result<Curl> {
+    agent::ask(&world.host, agent, &[&format!("http://{VERSIONED}/ask")])
+}
+
+/// One request to an explicit port.
+fn ask_explicit(world: &World, path: &str) -> Result<Curl> {
+    agent::ask(&world.host, None, &[&format!("http://localhost:9804/{path}")])
 }
 
 fn attached(proxy: &Proxy<'_>, wanted: bool) -> Result<()> {
@@ -93,11 +93,7 @@ fn kill_workers(world: &World, agent: Option<&Cgroup>, proxy: &Proxy<'_>, url: &
     let load = load(world, agent, url)?;
     for _ in 0..KILLS {
         sleep(Duration::from_millis(700));
-        let old = proxy.worker()?;
-        kill(old, Signal::SIGKILL)?;
-        eventually("another worker", LIMIT, || {
-            Ok(proxy.worker().ok().filter(|new| *new != old))
-        })?;
+        proxy.kill_worker()?;
     }
     sleep(Duration::from_millis(700));
     let before = world.intake.count();
@@ -132,15 +128,13 @@ fn kill_workers(world: &World, agent: Option<&Cgroup>, proxy: &Proxy<'_>, url: &
 
 fn worker_killed_under_load() -> Result<()> {
     let world = World::new()?;
-    let proxy = Launch::new(&world.host).config(&world.config())?.start()?;
+    let proxy = world.start(&world.config())?;
     kill_workers(&world, None, &proxy, "http://localhost:9804/api/v2/series")
 }
 
 fn worker_killed_under_intercepted_load() -> Result<()> {
     let (world, agent) = (World::new()?, Cgroup::new("agent")?);
-    let proxy = Launch::new(&world.host)
-        .config(&world.intercepting(&agent))?
-        .start()?;
+    let proxy = world.start(&world.intercepting(&agent))?;
     kill_workers(
         &world,
         Some(&agent),
@@ -149,24 +143,12 @@ fn worker_killed_under_intercepted_load() -> Result<()> {
     )
 }
 
-/// Kills master (and with it the worker) and waits until nobody of it is left.
-fn kill_master(world: &World, proxy: &mut Proxy<'_>) -> Result<()> {
-    let worker = proxy.worker()?;
-    proxy.signal(Signal::SIGKILL)?;
-    proxy.wait(LIMIT)?;
-    eventually("the end of the orphaned worker", LIMIT, || {
-        Ok((!world.host.processes().contains(&worker)).then_some(()))
-    })
-}
-
 /// Acceptance 5, the master, `closed`.
 fn master_killed_fails_closed() -> Result<()> {
     let (world, agent) = (World::new()?, Cgroup::new("agent")?);
-    let mut proxy = Launch::new(&world.host)
-        .config(&world.intercepting(&agent))?
-        .start()?;
+    let mut proxy = world.start(&world.intercepting(&agent))?;
     check_eq!(ask(&world, Some(&agent))?.status, 202, "before\n{}", proxy.log());
-    kill_master(&world, &mut proxy)?;
+    proxy.kill()?;
     for _ in 0..5 {
         let answer = ask(&world, Some(&agent))?;
         // 7: the connect itself fails, ECONNREFUSED or EPERM.
@@ -182,9 +164,7 @@ fn master_killed_fails_closed() -> Result<()> {
         1,
         "requests in the clear: only the other's"
     );
-    let proxy = Launch::new(&world.host)
-        .config(&world.intercepting(&agent))?
-        .start()?;
+    let proxy = world.start(&world.intercepting(&agent))?;
     check_eq!(
         ask(&world, Some(&agent))?.status,
         202,
@@ -199,9 +179,9 @@ fn master_killed_fails_open() -> Result<()> {
     let (world, agent) = (World::new()?, Cgroup::new("agent")?);
     let mut config = world.intercepting(&agent);
     config["intercept"]["on_failure"] = json!("open");
-    let mut proxy = Launch::new(&world.host).config(&config)?.start()?;
+    let mut proxy = world.start(&config)?;
     check_eq!(ask(&world, Some(&agent))?.status, 202, "before\n{}", proxy.log());
-    kill_master(&world, &mut proxy)?;
+    proxy.kill()?;
     for _ in 0..5 {
         let answer = ask(&world, Some(&agent))?;
         check_eq!(
@@ -210,7 +190,7 @@ fn master_killed_fails_open() -> Result<()> {
             "without a master: {answer:?}"
         );
     }
-    let proxy = Launch::new(&world.host).config(&config)?.start()?;
+    let proxy = world.start(&config)?;
     check_eq!(
         ask(&world, Some(&agent))?.status,
         202,
@@ -231,7 +211,7 @@ fn master_killed_fails_open() -> Result<()> {
 
 fn reload_under_load() -> Result<()> {
     let world = World::new()?;
-    let proxy = Launch::new(&world.host).config(&world.config())?.start()?;
+    let proxy = world.start(&world.config())?;
     let load = load(&world, None, "http://localhost:9804/api/v2/series")?;
     let mut config = world.config();
     for round in 1..=3 {
@@ -240,10 +220,7 @@ fn reload_under_load() -> Result<()> {
         config["upstream"]["response_timeout"] = json!(format!("{}s", 30 + round));
         proxy.rewrite(&config)?;
         proxy.signal(Signal::SIGHUP)?;
-        eventually("the new worker", LIMIT, || {
-            Ok(proxy.worker().ok().filter(|new| *new != old))
-        })
-        .with_context(|| proxy.log())?;
+        proxy.another_worker(old)?;
     }
     sleep(Duration::from_millis(500));
     let report = load.finish()?;
@@ -258,7 +235,7 @@ fn reload_under_load() -> Result<()> {
 
 fn bad_reload_changes_nothing() -> Result<()> {
     let world = World::new()?;
-    let proxy = Launch::new(&world.host).config(&world.config())?.start()?;
+    let proxy = world.start(&world.config())?;
     let worker = proxy.worker()?;
     let mut config = world.config();
     config["log"]["levle"] = json!("info");
@@ -267,8 +244,7 @@ fn bad_reload_changes_nothing() -> Result<()> {
     eventually("the error in the log", LIMIT, || {
         Ok(proxy.log().contains("levle").then_some(()))
     })?;
-    let key = format!("DD-API-KEY: {API_KEY}");
-    let answer = curl(&world.host, None, &["-H", &key, "http://localhost:9804/"])?;
+    let answer = ask_explicit(&world, "")?;
     check_eq!(
         (answer.status, proxy.worker()?),
         (202, worker),
@@ -294,8 +270,7 @@ fn disabled_at_start() -> Result<()> {
         "plain",
         "the Agent goes its own way"
     );
-    let key = format!("DD-API-KEY: {API_KEY}");
-    let answer = curl(&world.host, None, &["-H", &key, "http://localhost:9804/"])?;
+    let answer = ask_explicit(&world, "")?;
     check_eq!(answer.status, 202, "the explicit ports serve\n{}", proxy.log());
     Ok(())
 }
@@ -360,9 +335,7 @@ fn toggle_by_environment_file() -> Result<()> {
 
 fn toggle_by_command() -> Result<()> {
     let (world, agent) = (World::new()?, Cgroup::new("agent")?);
-    let proxy = Launch::new(&world.host)
-        .config(&world.intercepting(&agent))?
-        .start()?;
+    let proxy = world.start(&world.intercepting(&agent))?;
     let set = |on: bool| {
         let output = proxy.cli(&["intercept", if on { "on" } else { "off" }])?;
         check!(output.status.success(), "intercept {on}: {output:?}");
@@ -374,26 +347,15 @@ fn toggle_by_command() -> Result<()> {
 /// A request in flight is answered, new connections are not taken, the exit code is 0.
 fn sigterm_drains() -> Result<()> {
     let world = World::new()?;
-    let mut proxy = Launch::new(&world.host).config(&world.config())?.start()?;
+    let mut proxy = world.start(&world.config())?;
     world.intake.answer("/slow", Answer::Slow(Duration::from_secs(2)));
-    let words = [
-        "--url",
-        "http://localhost:9804/slow",
-        "--clients",
-        "8",
-        "--requests",
-        "8",
-        "--api-key",
-        API_KEY,
-    ];
-    let slow = Load::start(&world.host, None, &words)?;
+    let slow = Load::once(&world.host, None, "http://localhost:9804/slow", 8, &[])?;
     eventually("eight requests at the intake", LIMIT, || {
         Ok((world.intake.count() == 8).then_some(()))
     })?;
     proxy.signal(Signal::SIGTERM)?;
     sleep(Duration::from_millis(500));
-    let key = format!("DD-API-KEY: {API_KEY}");
-    let late = curl(&world.host, None, &["-H", &key, "http://localhost:9804/late"])?;
+    let late = ask_explicit(&world, "late")?;
     check!(late.status != 202, "a new connection while draining: {late:?}");
     let report = slow.wait()?;
     check!(report.all(202), "requests in flight: {report:?}\n{}", proxy.log());
@@ -410,9 +372,7 @@ fn sigterm_drains() -> Result<()> {
 /// Acceptance 5: no pin, link, map, program or process.
 fn uninstall_leaves_nothing() -> Result<()> {
     let (world, agent) = (World::new()?, Cgroup::new("agent")?);
-    let mut proxy = Launch::new(&world.host)
-        .config(&world.intercepting(&agent))?
-        .start()?;
+    let mut proxy = world.start(&world.intercepting(&agent))?;
     check_eq!(ask(&world, Some(&agent))?.status, 202, "before\n{}", proxy.log());
     let objects = bpf::objects(&world.host)?;
     check!(

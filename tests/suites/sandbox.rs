@@ -1,15 +1,13 @@
 //! A worker that was taken over: what it can still do. Calls are put into the running worker of the shipped program.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use harness::agent::curl;
 use harness::inject::{Argument, Outcome, call};
 use harness::proxy::{Launch, Proxy};
 use harness::suite::{Need, case, run};
-use harness::world::{API_KEY, World};
-use harness::{check, check_eq, eventually};
+use harness::world::World;
+use harness::{agent, check, check_eq};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::Signal;
@@ -17,8 +15,6 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use Argument::{Bytes, Number};
-
-const LIMIT: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     run(vec![
@@ -209,9 +205,8 @@ fn intrusions(master: Pid) -> Vec<(&'static str, i64, Vec<Argument>)> {
 
 /// The proxy does its work.
 fn ask(world: &World) -> Result<()> {
-    let key = format!("DD-API-KEY: {API_KEY}");
-    let words = ["-H", &key, "-d", "{}", "http://localhost:9804/api/v2/series"];
-    let answer = curl(&world.host, None, &words)?;
+    let words = ["-d", "{}", "http://localhost:9804/api/v2/series"];
+    let answer = agent::ask(&world.host, None, &words)?;
     check!((200..300).contains(&answer.status), "{answer:?}");
     Ok(())
 }
@@ -222,7 +217,7 @@ fn sandbox(proxy: &Proxy<'_>) -> Result<serde_json::Value> {
 
 fn refused() -> Result<()> {
     let world = World::new()?;
-    let proxy = Launch::new(&world.host).config(&world.config())?.start()?;
+    let proxy = world.start(&world.config())?;
     check_eq!(
         sandbox(&proxy)?,
         json!({"on": {"files": "restricted"}}),
@@ -265,15 +260,13 @@ fn refused() -> Result<()> {
 
 fn fatal() -> Result<()> {
     let world = World::new()?;
-    let proxy = Launch::new(&world.host).config(&world.config())?.start()?;
+    let proxy = world.start(&world.config())?;
     let master = proxy.pid();
     for (count, (name, number, arguments)) in intrusions(master).into_iter().enumerate() {
         let worker = proxy.worker()?;
         let got = call(worker, number, &arguments).with_context(|| name.to_owned())?;
         check_eq!(got, Outcome::Killed(Signal::SIGSYS), "{name}");
-        eventually("another worker", LIMIT, || {
-            Ok(proxy.worker().ok().filter(|new| *new != worker))
-        })?;
+        proxy.another_worker(worker)?;
         let log = proxy.log();
         let told = log.matches("a system call that nothing in it makes").count();
         check_eq!(told, count + 1, "{name} is told: {log}");
@@ -286,7 +279,7 @@ fn without() -> Result<()> {
     let world = World::new()?;
     let mut config = world.config();
     config["worker"]["sandbox"] = json!(false);
-    let proxy = Launch::new(&world.host).config(&config)?.start()?;
+    let proxy = world.start(&config)?;
     check_eq!(sandbox(&proxy)?, json!("off"), "what is told");
     let open = call(
         proxy.worker()?,
@@ -301,7 +294,7 @@ fn without() -> Result<()> {
 fn nobody_else_may_ask_the_master() -> Result<()> {
     const SOCKET: &str = "/run/agent-fips-proxy/admin.sock";
     let world = World::new()?;
-    let proxy = Launch::new(&world.host).config(&world.config())?.start()?;
+    let proxy = world.start(&world.config())?;
     check!(
         world
             .host
@@ -347,7 +340,7 @@ fn the_master_keeps_what_it_needs() -> Result<()> {
         1 << 1 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 12 | 1 << 19 | 1 << 21 | 1 << 39;
     const OLDER: u64 = 1 << 38 | 1 << 24;
     let world = World::new()?;
-    let proxy = Launch::new(&world.host).config(&world.config())?.start()?;
+    let proxy = world.start(&world.config())?;
     let sets = |process: Pid| -> Result<Vec<(String, u64)>> {
         let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
         let lines = status

@@ -11,12 +11,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use harness::agent::{Load, curl, run_python};
+use harness::agent::{Load, ask, curl, run_python};
 use harness::ca::Fault;
 use harness::cgroup::Cgroup;
 use harness::intake::{Answer, Peer};
 use harness::suite::{Need, case, run};
-use harness::world::{API_KEY, BYSTANDER, Setup, VERSIONED, World};
+use harness::world::{BYSTANDER, Setup, VERSIONED, World};
 use harness::{check, check_eq, eventually};
 
 fn main() -> ExitCode {
@@ -92,11 +92,11 @@ fn main() -> ExitCode {
 fn direct(world: &World, options: &[&str], path: &str) -> Result<harness::agent::Curl> {
     let ca = world.host.folder().join("ca.pem").display().to_string();
     let url = format!("https://{VERSIONED}{path}");
-    let key = format!("DD-API-KEY: {API_KEY}");
-    let mut words = vec!["--cacert", &ca, "-H", &key];
-    words.extend_from_slice(options);
-    words.push(&url);
-    curl(&world.host, None, &words)
+    ask(
+        &world.host,
+        None,
+        &[&["--cacert", &ca], options, &[&url]].concat(),
+    )
 }
 
 fn intake_records_what_curl_sends() -> Result<()> {

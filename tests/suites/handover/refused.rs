@@ -5,7 +5,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use harness::proxy::{Installed, Launch, Proxy, binary};
+use harness::proxy::{Installed, Proxy, binary};
 use harness::world::World;
 use harness::{check, check_eq, eventually};
 use nix::sys::signal::Signal;
@@ -34,10 +34,7 @@ fn refused(world: &World, proxy: &Proxy<'_>, output: &Output, words: &str) -> Re
 
 pub fn broken_files() -> Result<()> {
     let world = World::new()?;
-    let proxy = Launch::new(&world.host)
-        .installed()?
-        .config(&world.config())?
-        .start()?;
+    let proxy = world.start_installed(&world.config())?;
     let worker = proxy.worker()?;
     let loads = pair(&world.host, None, EXPLICIT)?;
     let good = std::fs::read(binary()?)?;
@@ -80,10 +77,7 @@ pub fn broken_files() -> Result<()> {
 
 pub fn a_bad_configuration() -> Result<()> {
     let world = World::new()?;
-    let proxy = Launch::new(&world.host)
-        .installed()?
-        .config(&world.config())?
-        .start()?;
+    let proxy = world.start_installed(&world.config())?;
     let mut config = world.config();
     config["log"]["levle"] = json!("info");
     proxy.rewrite(&config)?;
@@ -96,10 +90,7 @@ pub fn a_bad_configuration() -> Result<()> {
 /// The second of two is refused, whoever asks.
 pub fn two_at_once() -> Result<()> {
     let world = World::new()?;
-    let proxy = Launch::new(&world.host)
-        .installed()?
-        .config(&world.config())?
-        .start()?;
+    let proxy = world.start_installed(&world.config())?;
     let loads = pair(&world.host, None, EXPLICIT)?;
     // A program that takes its time to be tried.
     let slow = "#!/bin/sh\nsleep 3\nexit 1\n";
@@ -130,10 +121,7 @@ pub fn two_at_once() -> Result<()> {
 /// Reloads before, while and after.
 pub fn beside_a_reload() -> Result<()> {
     let world = World::new()?;
-    let proxy = Launch::new(&world.host)
-        .installed()?
-        .config(&world.config())?
-        .start()?;
+    let proxy = world.start_installed(&world.config())?;
     let loads = pair(&world.host, None, EXPLICIT)?;
     for round in 1..=3_u64 {
         let mut config = world.config();
@@ -160,10 +148,7 @@ pub fn beside_a_reload() -> Result<()> {
 /// The new program has taken over, but its worker cannot start: the old worker serves on, and whoever asked is told.
 pub fn a_worker_that_cannot_start() -> Result<()> {
     let world = World::new()?;
-    let proxy = Launch::new(&world.host)
-        .installed()?
-        .config(&world.config())?
-        .start()?;
+    let proxy = world.start_installed(&world.config())?;
     let worker = proxy.worker()?;
     let loads = pair(&world.host, None, EXPLICIT)?;
     // `config check` does not look for it; the worker must have it.

@@ -10,12 +10,13 @@ use harness::cni::{Node, Plugin, Style};
 use harness::manager::Manager;
 use harness::netns::Host;
 use harness::proxy::{Installed, Launch, Proxy};
-use harness::world::{API_KEY, World};
+use harness::world::World;
 use harness::{check, check_eq, eventually};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::load::{EXPLICIT, LIMIT, ask, intercepted, pair, unharmed, upgraded};
+use crate::pod::from_the_pod;
 
 /// Starts the proxy as a service of this manager.
 fn start<'a>(world: &'a World, manager: &'a Manager, config: &Value) -> Result<Proxy<'a>> {
@@ -33,37 +34,15 @@ fn start<'a>(world: &'a World, manager: &'a Manager, config: &Value) -> Result<P
     Ok(proxy)
 }
 
-/// Kills the master and waits until nobody of it is left.
-fn kill(world: &World, proxy: &mut Proxy<'_>) -> Result<()> {
-    proxy.signal(Signal::SIGKILL)?;
-    gone(world, proxy)
-}
-
-fn gone(world: &World, proxy: &mut Proxy<'_>) -> Result<()> {
-    proxy.wait(LIMIT)?;
-    eventually("the end of the worker", LIMIT, || {
-        Ok((world.host.processes().len() == 1).then_some(()))
-    })
-    .with_context(|| format!("{:?}\n{}", world.host.processes(), proxy.log()))
-}
-
 /// Requests while nobody runs: every client connects, and waits.
 fn waiting(host: &Host, agent: Option<&Cgroup>, url: &str, name: &str) -> Result<Load> {
-    let words = [
-        "--url",
-        url,
-        "--name",
-        name,
-        "--clients",
-        "6",
-        "--requests",
-        "6",
-        "--body",
-        "5000",
-        "--api-key",
-        API_KEY,
-    ];
-    Load::start(host, agent, &words)
+    Load::once(host, agent, url, 6, &["--name", name, "--body", "5000"])
+}
+
+/// One request is answered.
+fn serves(proxy: &Proxy<'_>, host: &Host, agent: Option<&Cgroup>, url: &str, when: &str) -> Result<()> {
+    check_eq!(ask(host, agent, url)?.status, 202, "{when}\n{}", proxy.log());
+    Ok(())
 }
 
 /// That many connections to anywhere are open in a host's network and have not been answered.
@@ -118,7 +97,7 @@ pub fn killed_connections_wait() -> Result<()> {
         "{names:?}"
     );
     for round in 0..2 {
-        kill(&world, &mut proxy)?;
+        proxy.kill()?;
         let name = format!("round{round}");
         let load = waiting(&world.host, None, EXPLICIT, &name)?;
         connected(&world.host, 9804, 6)?;
@@ -136,11 +115,7 @@ pub fn killed_intercepted_connections_wait() -> Result<()> {
     let manager = Manager::start(&world.host)?;
     let config = world.intercepting(&agent);
     let mut proxy = start(&world, &manager, &config)?;
-    check_eq!(
-        ask(&world.host, Some(&agent), &intercepted())?.status,
-        202,
-        "before"
-    );
+    serves(&proxy, &world.host, Some(&agent), &intercepted(), "before")?;
     let listener = |proxy: &Proxy<'_>| -> Result<u16> {
         let status = proxy.status()?;
         let listeners = status["listeners"].as_array().context("listeners")?;
@@ -151,7 +126,7 @@ pub fn killed_intercepted_connections_wait() -> Result<()> {
         address.with_context(|| status.to_string())
     };
     let old_port = listener(&proxy)?;
-    kill(&world, &mut proxy)?;
+    proxy.kill()?;
     let before = waiting(&world.host, Some(&agent), &intercepted(), "before")?;
     connected(&world.host, old_port, 6)?;
     let own = cgroup::mount()?.join(format!("agent-fips-proxy-{}", proxy.pid()));
@@ -163,11 +138,7 @@ pub fn killed_intercepted_connections_wait() -> Result<()> {
     served(&world, after, "after", &proxy)?;
     check!(listener(&proxy)? != old_port, "new ones took their place");
     check_eq!(world.leaks(), Vec::<String>::new(), "leaks");
-    check_eq!(
-        ask(&world.host, Some(&agent), &intercepted())?.status,
-        202,
-        "new ones"
-    );
+    serves(&proxy, &world.host, Some(&agent), &intercepted(), "new ones")?;
     // The old ones, their pins and what the manager keeps of them go when nobody can wait there any more.
     let old = format!("intercept.4.{old_port}.");
     let kept = |manager: &Manager| manager.names().iter().any(|name| name.starts_with(&old));
@@ -177,12 +148,13 @@ pub fn killed_intercepted_connections_wait() -> Result<()> {
         Ok((!kept(&manager) && own_pins(&world.host)?.len() == 2).then_some(()))
     })
     .with_context(|| format!("{:?} {:?}", manager.names(), own_pins(&world.host)))?;
-    check_eq!(
-        ask(&world.host, Some(&agent), &intercepted())?.status,
-        202,
-        "and afterwards\n{}",
-        proxy.log()
-    );
+    serves(
+        &proxy,
+        &world.host,
+        Some(&agent),
+        &intercepted(),
+        "and afterwards",
+    )?;
     Ok(())
 }
 
@@ -199,20 +171,11 @@ fn pod(datapath: &str) -> Result<()> {
     let node = Node::new(&world, Plugin::Ptp, false, Style::Systemd)?;
     let agent = node.pod()?;
     let manager = Manager::start(&world.host)?;
-    let mut config = world.config();
-    config["intercept"] = json!({
-        "enabled": true,
-        "datapath": datapath,
-        "agents": {"cgroups": [agent.above.inside()], "pods": {"api": "off"}},
-    });
+    let config = world.intercepting_pods(&[agent.above.inside()], datapath);
     let mut proxy = start(&world, &manager, &config)?;
     let url = intercepted();
-    check_eq!(
-        ask(&agent.network.host, Some(&agent.cgroup), &url)?.status,
-        202,
-        "before"
-    );
-    kill(&world, &mut proxy)?;
+    serves(&proxy, &agent.network.host, Some(&agent.cgroup), &url, "before")?;
+    proxy.kill()?;
     let load = waiting(&agent.network.host, Some(&agent.cgroup), &url, "pod")?;
     // By `cgroup` towards a listener whose port only the pod knows; by `tc` towards the intake's.
     if datapath == "tc" {
@@ -228,44 +191,31 @@ fn pod(datapath: &str) -> Result<()> {
     }
     proxy = start(&world, &manager, &config)?;
     served(&world, load, "pod", &proxy)?;
-    let sources: std::collections::BTreeSet<_> =
-        world.intake.seen().iter().map(|seen| seen.peer.ip()).collect();
-    check!(
-        sources
-            .iter()
-            .all(|source| *source == agent.network.v4 || *source == agent.network.v6),
-        "requests leave from the pod: {sources:?}"
-    );
+    from_the_pod(&world, &agent)?;
     check_eq!(world.leaks(), Vec::<String>::new(), "leaks");
     Ok(())
 }
 
-/// Stops and starts, and kills, under load from both sides.
+/// Stops and starts, and kills, under load from one side and then the other.
 pub fn under_load() -> Result<()> {
     let (world, agent) = (World::new()?, Cgroup::new("agent")?);
     let manager = Manager::start(&world.host)?;
     let config = world.intercepting(&agent);
     let mut proxy = start(&world, &manager, &config)?;
-    let explicit = pair(&world.host, None, EXPLICIT)?;
-    for end in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM] {
+    let taken = intercepted();
+    for (who, url) in [(None, EXPLICIT), (Some(&agent), taken.as_str())] {
+        world.intake.take();
+        let loads = pair(&world.host, who, url)?;
+        for end in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM] {
+            std::thread::sleep(Duration::from_millis(500));
+            proxy.signal(end)?;
+            // The worker goes on to finish what it has; nobody need wait for that.
+            proxy.wait(LIMIT)?;
+            proxy = start(&world, &manager, &config)?;
+        }
         std::thread::sleep(Duration::from_millis(500));
-        proxy.signal(end)?;
-        // The worker goes on to finish what it has; nobody need wait for that.
-        proxy.wait(LIMIT)?;
-        proxy = start(&world, &manager, &config)?;
+        unharmed(&world, loads, &proxy)?;
     }
-    std::thread::sleep(Duration::from_millis(500));
-    unharmed(&world, explicit, &proxy)?;
-    world.intake.take();
-    let taken = pair(&world.host, Some(&agent), &intercepted())?;
-    for end in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM] {
-        std::thread::sleep(Duration::from_millis(500));
-        proxy.signal(end)?;
-        proxy.wait(LIMIT)?;
-        proxy = start(&world, &manager, &config)?;
-    }
-    std::thread::sleep(Duration::from_millis(500));
-    unharmed(&world, taken, &proxy)?;
     check_eq!(world.leaks(), Vec::<String>::new(), "leaks");
     Ok(())
 }
@@ -276,12 +226,8 @@ pub fn without_its_programs() -> Result<()> {
     let manager = Manager::start(&world.host)?;
     let config = world.intercepting(&agent);
     let mut proxy = start(&world, &manager, &config)?;
-    check_eq!(
-        ask(&world.host, Some(&agent), &intercepted())?.status,
-        202,
-        "before"
-    );
-    kill(&world, &mut proxy)?;
+    serves(&proxy, &world.host, Some(&agent), &intercepted(), "before")?;
+    proxy.kill()?;
     for pin in own_pins(&world.host)? {
         std::fs::remove_file(&pin)?;
     }
@@ -300,12 +246,13 @@ pub fn without_its_programs() -> Result<()> {
     check_eq!(closed, 6, "{report:?}\n{}", proxy.log());
     check_eq!(world.intake.count(), 0, "at the intake");
     check_eq!(world.leaks(), Vec::<String>::new(), "leaks");
-    check_eq!(
-        ask(&world.host, Some(&agent), &intercepted())?.status,
-        202,
-        "new ones are served\n{}",
-        proxy.log()
-    );
+    serves(
+        &proxy,
+        &world.host,
+        Some(&agent),
+        &intercepted(),
+        "new ones are served",
+    )?;
     Ok(())
 }
 
@@ -340,7 +287,7 @@ pub fn after_an_upgrade() -> Result<()> {
     .with_context(|| format!("{:?}", manager.said()))?;
     check_eq!(manager.names(), names, "what is kept");
     unharmed(&world, loads, &proxy)?;
-    kill(&world, &mut proxy)?;
+    proxy.kill()?;
     let load = waiting(&world.host, Some(&agent), &intercepted(), "killed")?;
     proxy = start(&world, &manager, &config)?;
     served(&world, load, "killed", &proxy)?;
@@ -367,8 +314,7 @@ pub fn what_is_kept_follows() -> Result<()> {
         Ok((manager.names() == all).then_some(()))
     })?;
     // A stop: who connects now waits for the next start.
-    proxy.signal(Signal::SIGTERM)?;
-    gone(&world, &mut proxy)?;
+    proxy.end(Signal::SIGTERM)?;
     check_eq!(manager.names(), all, "a stop lets nothing go");
     let load = waiting(&world.host, None, EXPLICIT, "stopped")?;
     connected(&world.host, 9804, 6)?;
@@ -389,7 +335,7 @@ pub fn what_is_kept_follows() -> Result<()> {
         "nobody keeps them: refused"
     );
     let proxy = start(&world, &manager, &world.config())?;
-    check_eq!(ask(&world.host, None, EXPLICIT)?.status, 202, "{}", proxy.log());
+    serves(&proxy, &world.host, None, EXPLICIT, "started anew")?;
     check_eq!(manager.names(), all, "kept again");
     Ok(())
 }

@@ -9,12 +9,13 @@ use harness::cgroup::Cgroup;
 use harness::cni::{Node, Plugin, Style};
 use harness::intake::Answer;
 use harness::proxy::{Installed, Launch, Proxy};
-use harness::world::{API_KEY, World};
+use harness::world::World;
 use harness::{check, check_eq, eventually};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
 use crate::load::{EXPLICIT, LIMIT, ask, intercepted, pair, unharmed, upgraded};
+use crate::pod::from_the_pod;
 
 /// Which file a process runs.
 fn runs(proxy: &Proxy<'_>) -> Result<u64> {
@@ -104,10 +105,7 @@ fn one_worker(world: &World, proxy: &Proxy<'_>) -> Result<()> {
 
 pub fn explicit_ports() -> Result<()> {
     let world = World::new()?;
-    let proxy = Launch::new(&world.host)
-        .installed()?
-        .config(&world.config())?
-        .start()?;
+    let proxy = world.start_installed(&world.config())?;
     let loads = pair(&world.host, None, EXPLICIT)?;
     several(&proxy)?;
     unharmed(&world, loads, &proxy)?;
@@ -120,7 +118,7 @@ fn intercepted_load(open: bool) -> Result<()> {
     if open {
         config["intercept"]["on_failure"] = json!("open");
     }
-    let mut proxy = Launch::new(&world.host).installed()?.config(&config)?.start()?;
+    let mut proxy = world.start_installed(&config)?;
     let loads = pair(&world.host, Some(&agent), &intercepted())?;
     several(&proxy)?;
     unharmed(&world, loads, &proxy)?;
@@ -173,14 +171,9 @@ fn pod(datapath: &str) -> Result<()> {
     let world = World::new()?;
     let node = Node::new(&world, Plugin::Ptp, false, Style::Systemd)?;
     let agent = node.pod()?;
-    let mut config = world.config();
+    let mut config = world.intercepting_pods(&[agent.above.inside()], datapath);
     config["worker"]["threads"] = json!(2);
-    config["intercept"] = json!({
-        "enabled": true,
-        "datapath": datapath,
-        "agents": {"cgroups": [agent.above.inside()], "pods": {"api": "off"}},
-    });
-    let proxy = Launch::new(&world.host).installed()?.config(&config)?.start()?;
+    let proxy = world.start_installed(&config)?;
     let network = |status: &Value| status["interception"]["networks"].clone();
     let before = network(&proxy.status()?);
     let loads = pair(&agent.network.host, Some(&agent.cgroup), &intercepted())?;
@@ -194,24 +187,14 @@ fn pod(datapath: &str) -> Result<()> {
     );
     unharmed(&world, loads, &proxy)?;
     check_eq!(world.leaks(), Vec::<String>::new(), "leaks");
-    let sources: std::collections::BTreeSet<_> =
-        world.intake.seen().iter().map(|seen| seen.peer.ip()).collect();
-    check!(
-        sources
-            .iter()
-            .all(|source| *source == agent.network.v4 || *source == agent.network.v6),
-        "requests leave from the pod: {sources:?}"
-    );
+    from_the_pod(&world, &agent)?;
     Ok(())
 }
 
 /// Switched off by command it stays off, and can be switched on again.
 pub fn switched_off() -> Result<()> {
     let (world, agent) = (World::new()?, Cgroup::new("agent")?);
-    let proxy = Launch::new(&world.host)
-        .installed()?
-        .config(&world.intercepting(&agent))?
-        .start()?;
+    let proxy = world.start_installed(&world.intercepting(&agent))?;
     check!(proxy.cli(&["intercept", "off"])?.status.success(), "off");
     let loads = pair(&world.host, None, EXPLICIT)?;
     let status = upgrade(&proxy, 1)?;
@@ -283,22 +266,9 @@ pub fn a_changed_configuration_counts() -> Result<()> {
 /// A request that is half way when its worker's master is replaced, twice, is answered; the port takes others meanwhile.
 pub fn requests_in_flight() -> Result<()> {
     let world = World::new()?;
-    let proxy = Launch::new(&world.host)
-        .installed()?
-        .config(&world.config())?
-        .start()?;
+    let proxy = world.start_installed(&world.config())?;
     world.intake.answer("/slow", Answer::Slow(Duration::from_secs(8)));
-    let words = [
-        "--url",
-        "http://localhost:9804/slow",
-        "--clients",
-        "8",
-        "--requests",
-        "8",
-        "--api-key",
-        API_KEY,
-    ];
-    let slow = Load::start(&world.host, None, &words)?;
+    let slow = Load::once(&world.host, None, "http://localhost:9804/slow", 8, &[])?;
     eventually("eight requests at the intake", LIMIT, || {
         Ok((world.intake.count() == 8).then_some(()))
     })?;
@@ -384,19 +354,11 @@ pub fn what_does_not_finish_is_cut() -> Result<()> {
     let world = World::new()?;
     let mut config = world.config();
     config["limits"] = json!({"drain_timeout": "1s"});
-    let proxy = Launch::new(&world.host).installed()?.config(&config)?.start()?;
+    let proxy = world.start_installed(&config)?;
     world
         .intake
         .answer("/slow", Answer::Slow(Duration::from_secs(25)));
-    let words = [
-        "--url",
-        "http://localhost:9804/slow",
-        "--requests",
-        "1",
-        "--api-key",
-        API_KEY,
-    ];
-    let slow = Load::start(&world.host, None, &words)?;
+    let slow = Load::once(&world.host, None, "http://localhost:9804/slow", 1, &[])?;
     eventually("the request at the intake", LIMIT, || {
         Ok((world.intake.count() == 1).then_some(()))
     })?;
@@ -417,10 +379,7 @@ pub fn what_does_not_finish_is_cut() -> Result<()> {
 /// A worker that stands still is no obstacle.
 pub fn a_worker_that_hangs() -> Result<()> {
     let world = World::new()?;
-    let proxy = Launch::new(&world.host)
-        .installed()?
-        .config(&world.config())?
-        .start()?;
+    let proxy = world.start_installed(&world.config())?;
     let worker = proxy.worker()?;
     kill(worker, Signal::SIGSTOP)?;
     proxy.install(Installed::Copy)?;

@@ -5,7 +5,6 @@ use std::net::{IpAddr, Ipv4Addr};
 use anyhow::{Context, Result};
 use harness::agent::curl;
 use harness::cgroup::Cgroup;
-use harness::proxy::Launch;
 use harness::vendor::Rewriter;
 use harness::world::{INTAKE4, World};
 use harness::{check, check_eq, eventually};
@@ -16,9 +15,7 @@ use crate::stage::{LIMIT, LINE, alarmed, expect, leaked, lines, name};
 /// ours to stop, and it is told.
 pub fn whoever_is_led_around_is_told_of() -> Result<()> {
     let (world, agent) = (World::new()?, Cgroup::new("agent")?);
-    let proxy = Launch::new(&world.host)
-        .config(&world.intercepting(&agent))?
-        .start()?;
+    let proxy = world.start(&world.intercepting(&agent))?;
     let IpAddr::V4(intake) = INTAKE4 else {
         anyhow::bail!("the intake's first address is IPv4");
     };

@@ -2,13 +2,11 @@
 
 use anyhow::Result;
 use harness::cgroup::Cgroup;
-use harness::proxy::Launch;
 use harness::world::World;
 use harness::{check, check_eq};
-use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::stage::{HELD, Held, LIMIT, LINE, alarmed, ask, expect, keep, lines, name, reload, with_held};
+use crate::stage::{HELD, Held, LINE, alarmed, ask, expect, keep, lines, name, reload, with_held};
 
 /// Counted, and left alone: also by the next master, who finds them open still.
 pub fn what_was_open_before_is_told_once() -> Result<()> {
@@ -17,7 +15,7 @@ pub fn what_was_open_before_is_told_once() -> Result<()> {
     let mut held = [(); 2].map(|()| Held::open(&world.host, Some(&agent)));
     let mut others = Held::open(&world.host, Some(&other))?;
     let config = with_held(world.intercepting(&agent));
-    let mut proxy = Launch::new(&world.host).config(&config)?.start()?;
+    let mut proxy = world.start(&config)?;
     expect(&proxy, &[(name(&agent), "open_before", 2)])?;
     alarmed(&proxy, &name(&agent), "open_before", 2)?;
     let told = lines(&proxy, LINE, "WARN");
@@ -33,9 +31,8 @@ pub fn what_was_open_before_is_told_once() -> Result<()> {
     reload(&proxy)?;
     expect(&proxy, &[(name(&agent), "open_before", 2)])?;
     check!(through.is_open()?, "cut: {}", proxy.log());
-    proxy.signal(Signal::SIGKILL)?;
-    proxy.wait(LIMIT)?;
-    let proxy = Launch::new(&world.host).config(&config)?.start()?;
+    proxy.kill()?;
+    let proxy = world.start(&config)?;
     expect(&proxy, &[(name(&agent), "open_before", 2)])?;
     for held in &mut held {
         match held {
@@ -58,7 +55,7 @@ pub fn what_was_open_before_comes_back_through_us() -> Result<()> {
     ];
     let mut config = with_held(world.intercepting(&agent));
     config["intercept"]["reset_existing"] = json!(true);
-    let proxy = Launch::new(&world.host).config(&config)?.start()?;
+    let proxy = world.start(&config)?;
     held.is_cut()?;
     expect(&proxy, &[(name(&agent), "open_before", 1)])?;
     let status = proxy.status()?;

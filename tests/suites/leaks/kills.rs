@@ -111,7 +111,7 @@ impl Case<'_> {
         let began = Instant::now();
         let world = self.world;
         let capture = Capture::start(&world.host, "eth0", API_KEY)?;
-        let proxy = Launch::new(&world.host).config(&self.config)?.start()?;
+        let proxy = world.start(&self.config)?;
         let load = self.load()?;
         let (mut proxy, killed) = self.kill(dice, proxy)?;
         proxy.wait_ready()?;

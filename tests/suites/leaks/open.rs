@@ -2,10 +2,8 @@
 
 use anyhow::{Context, Result};
 use harness::cgroup::Cgroup;
-use harness::proxy::{Launch, Proxy};
 use harness::world::World;
 use harness::{check, check_eq, eventually};
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::stage::{LIMIT, LINE, alarmed, ask, expect, lines, name};
@@ -19,9 +17,7 @@ pub fn config(world: &World, agent: &Cgroup) -> Value {
 /// While we run: each connection by its line, with Agent, destination, process and reason.
 pub fn each_direct_connection_is_counted_and_told() -> Result<()> {
     let (world, agent, other) = (World::new()?, Cgroup::new("agent")?, Cgroup::new("other")?);
-    let proxy = Launch::new(&world.host)
-        .config(&config(&world, &agent))?
-        .start()?;
+    let proxy = world.start(&config(&world, &agent))?;
     expect(&proxy, &[])?;
     for _ in 0..5 {
         let answer = ask(&world, &agent, &["--interface", "eth0"])?;
@@ -48,30 +44,20 @@ pub fn each_direct_connection_is_counted_and_told() -> Result<()> {
     Ok(())
 }
 
-/// Kills the master and waits until nobody of it is left.
-fn kill(world: &World, proxy: &mut Proxy<'_>) -> Result<()> {
-    let worker = proxy.worker()?;
-    proxy.signal(Signal::SIGKILL)?;
-    proxy.wait(LIMIT)?;
-    eventually("the end of the orphaned worker", LIMIT, || {
-        Ok((!world.host.processes().contains(&worker)).then_some(()))
-    })
-}
-
 /// Nobody of us is there: the kernel counts, and the next master tells.
 pub fn counts_go_on_over_kills() -> Result<()> {
     let (world, agent) = (World::new()?, Cgroup::new("agent")?);
     let config = config(&world, &agent);
-    let mut proxy = Launch::new(&world.host).config(&config)?.start()?;
+    let mut proxy = world.start(&config)?;
     let mut direct = 0;
     for round in 1..=3 {
-        kill(&world, &mut proxy)?;
+        proxy.kill()?;
         for _ in 0..4 * round {
             let answer = ask(&world, &agent, &[])?;
             check_eq!(answer.body, "plain", "without a master: {answer:?}");
             direct += 1;
         }
-        proxy = Launch::new(&world.host).config(&config)?.start()?;
+        proxy = world.start(&config)?;
         check_eq!(ask(&world, &agent, &[])?.status, 202, "{}", proxy.log());
         expect(&proxy, &[(name(&agent), "no_listener", direct)])?;
         // The alarm tells of those that nobody was there to tell of.

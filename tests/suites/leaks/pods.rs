@@ -1,31 +1,24 @@
 //! Agents in pods, by both datapaths.
 
 use anyhow::{Context, Result};
-use harness::agent::curl;
+use harness::agent::{self, Curl};
 use harness::cni::{Node, Plugin, Pod, Style};
-use harness::proxy::{Launch, Proxy};
-use harness::world::{API_KEY, VERSIONED, World};
+use harness::proxy::Proxy;
+use harness::world::{VERSIONED, World};
 use harness::{check, check_eq, eventually};
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::stage::{Held, LIMIT, alarmed, expect, keep, name, reload, with_held};
 
 pub fn config(world: &World, agent: &Pod<'_>, datapath: &str) -> Value {
-    let mut config = world.config();
-    config["intercept"] = json!({
-        "enabled": true,
-        "datapath": datapath,
-        "on_failure": "open",
-        "agents": {"cgroups": [agent.above.inside()], "pods": {"api": "off"}},
-    });
+    let mut config = world.intercepting_pods(&[agent.above.inside()], datapath);
+    config["intercept"]["on_failure"] = json!("open");
     config
 }
 
-fn ask(pod: &Pod<'_>) -> Result<harness::agent::Curl> {
-    let key = format!("DD-API-KEY: {API_KEY}");
+fn ask(pod: &Pod<'_>) -> Result<Curl> {
     let url = format!("http://{VERSIONED}/ask");
-    curl(&pod.network.host, Some(&pod.cgroup), &["-4", "-H", &key, &url])
+    agent::ask(&pod.network.host, Some(&pod.cgroup), &["-4", &url])
 }
 
 /// Waits until the pod is taken.
@@ -50,19 +43,14 @@ fn over_a_kill(datapath: &str) -> Result<()> {
     let node = Node::new(&world, Plugin::Ptp, false, Style::Systemd)?;
     let (agent, other) = (node.pod()?, node.pod()?);
     let config = config(&world, &agent, datapath);
-    let mut proxy = Launch::new(&world.host).config(&config)?.start()?;
+    let mut proxy = world.start(&config)?;
     taken(&proxy, &agent)?;
-    let worker = proxy.worker()?;
-    proxy.signal(Signal::SIGKILL)?;
-    proxy.wait(LIMIT)?;
-    eventually("the end of the orphaned worker", LIMIT, || {
-        Ok((!world.host.processes().contains(&worker)).then_some(()))
-    })?;
+    proxy.kill()?;
     for _ in 0..6 {
         check_eq!(ask(&agent)?.body, "plain", "without a master");
         check_eq!(ask(&other)?.body, "plain", "somebody else's");
     }
-    let proxy = Launch::new(&world.host).config(&config)?.start()?;
+    let proxy = world.start(&config)?;
     taken(&proxy, &agent)?;
     expect(&proxy, &[(name(&agent.above), "no_listener", 6)])?;
     alarmed(&proxy, &name(&agent.above), "no_listener", 6)
@@ -86,7 +74,7 @@ fn there_before(datapath: &str) -> Result<()> {
     let mut others = Held::open(&other.network.host, Some(&other.cgroup))?;
     let mut config = with_held(config(&world, &agent, datapath));
     config["intercept"]["reset_existing"] = json!(true);
-    let proxy = Launch::new(&world.host).config(&config)?.start()?;
+    let proxy = world.start(&config)?;
     before.is_cut()?;
     expect(&proxy, &[(name(&agent.above), "open_before", 1)])?;
     taken(&proxy, &agent)?;

@@ -6,13 +6,12 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use harness::agent::{Curl, curl};
+use harness::agent::{self, Curl};
 use harness::cgroup::Cgroup;
 use harness::netns::Host;
 use harness::proxy::Proxy;
 use harness::world::{VERSIONED, World};
 use harness::{check, check_eq, eventually};
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 pub const LIMIT: Duration = Duration::from_secs(30);
@@ -23,14 +22,9 @@ pub const LINE: &str = "an intake connection did not pass through the proxy";
 const ALARM: &str = "LEAK: intake connections of an Agent did not pass through the proxy";
 
 /// One request of an Agent on the host.
-pub fn ask(world: &World, agent: &Cgroup, words: &[&str]) -> Result<Curl> {
+pub fn ask(world: &World, cgroup: &Cgroup, words: &[&str]) -> Result<Curl> {
     let url = format!("http://{VERSIONED}/ask");
-    let key = format!("DD-API-KEY: {}", harness::world::API_KEY);
-    let words: Vec<&str> = ["-4", "-H", &key, &url]
-        .into_iter()
-        .chain(words.iter().copied())
-        .collect();
-    curl(&world.host, Some(agent), &words)
+    agent::ask(&world.host, Some(cgroup), &[&["-4", &url], words].concat())
 }
 
 /// The agent that a cgroup is, as leaks are told of it.
@@ -118,15 +112,9 @@ pub fn alarmed(proxy: &Proxy<'_>, agent: &str, reason: &str, at_least: u64) -> R
     .with_context(|| proxy.log())
 }
 
-/// Reads the configuration again, which is a reason to look at what is open, and has that done.
+/// A reload is a reason to look at what is open; returns when that is done.
 pub fn reload(proxy: &Proxy<'_>) -> Result<()> {
-    const DONE: &str = "configuration reloaded";
-    let before = lines(proxy, DONE, "INFO").len();
-    proxy.signal(Signal::SIGHUP)?;
-    eventually("the reload", LIMIT, || {
-        Ok((lines(proxy, DONE, "INFO").len() > before).then_some(()))
-    })
-    .with_context(|| proxy.log())?;
+    proxy.reload()?;
     // Answered after a look.
     proxy.status().map(drop)
 }

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use harness::agent::curl;
+use harness::agent::ask;
 use harness::cgroup::mount;
 use harness::cni::{Node, Plugin, Pod, Style};
-use harness::world::{API_KEY, INTAKE4, INTAKE6, VERSIONED, World};
+use harness::world::{INTAKE4, INTAKE6, VERSIONED, World};
 use harness::{check, check_eq, succeed};
 
 /// Both plug-ins, both families, with and without masquerading; the world's view of the source is what the setting says.
@@ -149,9 +149,8 @@ pub fn pods_are_where_kubelet_puts_them() -> Result<()> {
 fn send(world: &World, pod: &Pod, family: &str) -> Result<()> {
     let authority = world.host.folder().join("ca.pem").display().to_string();
     let url = format!("https://{VERSIONED}/api/v2/series");
-    let key = format!("DD-API-KEY: {API_KEY}");
-    let words = [family, "--cacert", &authority, "-H", &key, "-d", "hello", &url];
-    let answer = curl(&pod.network.host, Some(&pod.cgroup), &words)?;
+    let words = [family, "--cacert", &authority, "-d", "hello", &url];
+    let answer = ask(&pod.network.host, Some(&pod.cgroup), &words)?;
     check_eq!(answer.status, 202, "{}", answer.error);
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use anyhow::{Context, Result};
-use harness::agent::{Curl, curl};
+use harness::agent::{Curl, ask};
 use harness::wire::{Capture, Captured, Connection, Tap};
 use harness::world::{API_KEY, ELSEWHERE, INTAKE4, INTAKES, VERSIONED, World};
 use harness::{check, check_eq};
@@ -12,13 +12,8 @@ use harness::{check, check_eq};
 /// One request of a client on the host, straight to the intake.
 fn request(world: &World, scheme: &str, family: &str) -> Result<Curl> {
     let authority = world.host.folder().join("ca.pem").display().to_string();
-    let key = format!("DD-API-KEY: {API_KEY}");
     let url = format!("{scheme}/wire");
-    curl(
-        &world.host,
-        None,
-        &[family, "--cacert", &authority, "-H", &key, &url],
-    )
+    ask(&world.host, None, &[family, "--cacert", &authority, &url])
 }
 
 /// What was heard while `work` was done.
