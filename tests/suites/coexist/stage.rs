@@ -8,12 +8,12 @@ use agent_fips_proxy::intercept::tc::FILTER_NAME;
 use anyhow::{Context, Result, bail};
 use aya::programs::SchedClassifier;
 use aya::programs::tc::TcAttachType;
-use harness::agent::curl;
+use harness::agent::ask;
 use harness::cni::{Node, Plugin, Pod, Style};
 use harness::netns::Host;
-use harness::proxy::{Launch, Proxy, binary};
+use harness::proxy::{Proxy, binary};
 use harness::vendor::{Acts, Answer, OK, SHOT, UNSPEC, Vendor, filters, tc};
-use harness::world::{API_KEY, VERSIONED, World};
+use harness::world::{VERSIONED, World};
 use harness::{capture, eventually, sha256, succeed};
 use serde_json::{Value, json};
 
@@ -92,14 +92,9 @@ impl Stage<'_> {
 
     /// What the proxy is told.
     pub fn config(&self, intercept: &Value) -> Value {
-        let mut config = self.world.config();
+        let mut config = self.world.intercepting_pods(&[self.pod.above.inside()], "tc");
         // The log is shown when a case fails: without a line for each of thousands of requests.
         config["log"]["access"] = json!(false);
-        config["intercept"] = json!({
-            "enabled": true,
-            "datapath": "tc",
-            "agents": {"cgroups": [self.pod.above.inside()], "pods": {"api": "off"}},
-        });
         for (key, value) in intercept.as_object().into_iter().flatten() {
             config["intercept"][key] = value.clone();
         }
@@ -108,7 +103,7 @@ impl Stage<'_> {
 
     /// The proxy, ready.
     pub fn start(&self, intercept: &Value) -> Result<Proxy<'_>> {
-        Launch::new(self.node()).config(&self.config(intercept))?.start()
+        self.world.start(&self.config(intercept))
     }
 
     /// `uninstall`, as an operator calls it.
@@ -226,10 +221,9 @@ impl Stage<'_> {
             seen.iter().filter(|seen| seen.body_sha256 == own).count()
         };
         let (secure, clear) = (at_intake(), self.world.plain.seen().len());
-        let key = format!("DD-API-KEY: {API_KEY}");
         let url = format!("http://{VERSIONED}/api/v2/series");
-        let words = ["-4", "--connect-timeout", "1", "-H", &key, "-d", "x", &url];
-        let answer = curl(&self.pod.network.host, Some(&self.pod.cgroup), &words)?;
+        let words = ["-4", "--connect-timeout", "1", "-d", "x", &url];
+        let answer = ask(&self.pod.network.host, Some(&self.pod.cgroup), &words)?;
         let now = (at_intake() - secure, self.world.plain.seen().len() - clear);
         match (answer.status, now) {
             (202, (1, 0)) => Ok(Outcome::Intercepted),

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use harness::cni::{Node, Plugin, Pod, Style};
-use harness::proxy::{Launch, Proxy};
+use harness::dice::Dice;
+use harness::proxy::Proxy;
 use harness::world::World;
 use harness::{check, check_eq, eventually};
 use serde_json::{Value, json};
@@ -28,13 +29,8 @@ pub fn two_hundred_by_tc() -> Result<()> {
 fn churn(datapath: &str) -> Result<()> {
     let world = World::new()?;
     let node = Node::new(&world, Plugin::Ptp, false, Style::Cgroupfs)?;
-    let mut config = world.config();
-    config["intercept"] = json!({
-        "enabled": true,
-        "datapath": datapath,
-        "agents": {"cgroups": [format!("{}/*/pod*", node.cgroup().inside())], "pods": {"api": "off"}},
-    });
-    let proxy = Launch::new(&world.host).config(&config)?.start()?;
+    let pods = format!("{}/*/pod*", node.cgroup().inside());
+    let proxy = world.start(&world.intercepting_pods(&[&pods], datapath))?;
     // One pod first: what is made once and kept (a thread, a spare socket's path) is there before the count.
     {
         let pod = node.pod()?;
@@ -43,8 +39,8 @@ fn churn(datapath: &str) -> Result<()> {
     }
     let before = settled(&proxy, "before")?;
     let rules_before = rules(&world)?;
-    let mut dice = Dice(0x5eed_0000 + u64::from(std::process::id()));
-    println!("{datapath}: seed {:#x}", dice.0);
+    let mut dice = Dice::new()?;
+    eprintln!("{datapath}: seed {}", dice.seed);
     let mut live: Vec<Pod> = Vec::new();
     let (mut made, mut most) = (0, 0);
     let start = Instant::now();
@@ -55,7 +51,7 @@ fn churn(datapath: &str) -> Result<()> {
                 made += 1;
             }
             4 if !live.is_empty() && live.len() < AT_ONCE => {
-                let beside = dice.roll(live.len());
+                let beside = dice.index(live.len());
                 live.push(node.pod_beside(&live[beside])?);
                 made += 1;
             }
@@ -65,7 +61,7 @@ fn churn(datapath: &str) -> Result<()> {
                 made += 1;
             }
             _ if !live.is_empty() => {
-                let index = dice.roll(live.len());
+                let index = dice.index(live.len());
                 let pod = live.swap_remove(index);
                 drop(pod);
             }
@@ -174,17 +170,4 @@ fn rules(world: &World) -> Result<String> {
         all.push_str(&String::from_utf8_lossy(&output.stdout));
     }
     Ok(all)
-}
-
-/// A small generator (xorshift64*): the same pods for the same seed.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let high = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33;
-        usize::try_from(high).unwrap_or_default() % sides
-    }
 }

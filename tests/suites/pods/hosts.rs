@@ -1,10 +1,10 @@
 //! Hosts whose settings are in the way: each works, or `doctor` refuses it beforehand and names the cure, which then works.
 
 use anyhow::{Context, Result};
-use harness::agent::curl;
+use harness::agent::ask;
 use harness::cni::{Node, Plugin, Pod, Style};
 use harness::proxy::Launch;
-use harness::world::{API_KEY, VERSIONED, World};
+use harness::world::{VERSIONED, World};
 use harness::{check, check_eq, succeed};
 use serde_json::{Value, json};
 
@@ -244,7 +244,7 @@ pub fn an_interface_beside_the_veth() -> Result<()> {
             "{report:#}"
         );
     }
-    let proxy = Launch::new(&world.host).config(&settings)?.start()?;
+    let proxy = world.start(&settings)?;
     let status = proxy.status()?;
     let why = &status["interception"]["agents"][0]["why"];
     check!(
@@ -283,11 +283,10 @@ fn report(world: &World, settings: &Value) -> Result<Value> {
 /// True when requests of the pod in both families arrive at the intake in TLS.
 fn attempt(world: &World, settings: &Value, pod: &Pod) -> Result<bool> {
     let _proxy = Launch::new(&world.host).config(settings)?.start()?;
-    let key = format!("DD-API-KEY: {API_KEY}");
     let url = format!("http://{VERSIONED}/api/v2/series");
     for option in ["-4", "-6"] {
-        let words = [option, "--max-time", "7", "-H", &key, "-d", "hello", &url];
-        let answer = curl(&pod.network.host, Some(&pod.cgroup), &words)?;
+        let words = [option, "--max-time", "7", "-d", "hello", &url];
+        let answer = ask(&pod.network.host, Some(&pod.cgroup), &words)?;
         if answer.status != 202 {
             return Ok(false);
         }

@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
-use harness::agent::curl;
+use harness::agent::{ask, curl};
 use harness::cni::{Node, Plugin, Pod, Style};
 use harness::local_ca::LocalAuthority;
-use harness::proxy::{Launch, Proxy};
+use harness::proxy::Proxy;
 use harness::world::{API_KEY, BYSTANDER, ELSEWHERE, INTAKE4, INTAKE6, VERSIONED, World};
 use harness::{check, check_eq};
 use serde_json::{Value, json};
@@ -53,7 +53,7 @@ fn pods(plugin: Plugin, style: Style, datapath: &str, extra: &Value) -> Result<(
     settings["ca"] = json!({"dir": authority.dir()});
     // What the other pod's requests look like without us.
     let before = clear_bytes(&world, &other)?;
-    let proxy = Launch::new(&world.host).config(&settings)?.start()?;
+    let proxy = world.start(&settings)?;
     let status = proxy.status()?;
     let found = &status["interception"]["agents"][0];
     check_eq!(found["datapath"], json!(datapath), "{status:#}");
@@ -87,10 +87,10 @@ pub fn request(world: &World, proxy: &Proxy, pod: &Pod, option: &str, via: &str)
         .collect();
     let file = world.host.folder().join("body");
     std::fs::write(&file, &body)?;
-    let (data, key) = (format!("@{}", file.display()), format!("DD-API-KEY: {API_KEY}"));
+    let data = format!("@{}", file.display());
     let url = format!("http://{VERSIONED}/api/v2/series");
-    let words = [option, "-H", &key, "--data-binary", &data, &url];
-    let answer = curl(&pod.network.host, Some(&pod.cgroup), &words)?;
+    let words = [option, "--data-binary", &data, &url];
+    let answer = ask(&pod.network.host, Some(&pod.cgroup), &words)?;
     check_eq!(answer.status, 202, "{option}: {answer:?}\n{}", proxy.log());
     let address = if option == "-4" { INTAKE4 } else { INTAKE6 };
     check_eq!(

@@ -3,18 +3,12 @@
 use anyhow::Result;
 use harness::cni::{Node, Pod};
 use harness::world::World;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// What the proxy is told: this pod's cgroup is an Agent's, taken by this datapath.
 pub fn config(world: &World, agents: &[&Pod], datapath: &str) -> Value {
-    let mut config = world.config();
     let cgroups: Vec<&str> = agents.iter().map(|pod| pod.above.inside()).collect();
-    config["intercept"] = json!({
-        "enabled": true,
-        "datapath": datapath,
-        "agents": {"cgroups": cgroups, "pods": {"api": "off"}},
-    });
-    config
+    world.intercepting_pods(&cgroups, datapath)
 }
 
 /// Two pods: an Agent's and somebody else's.

@@ -10,10 +10,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use harness::agent::Load;
 use harness::cni::{Node, Plugin, Pod, Style};
-use harness::proxy::{Launch, Proxy};
+use harness::proxy::Proxy;
 use harness::world::{API_KEY, VERSIONED, World};
 use harness::{check, check_eq, eventually};
-use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
@@ -41,16 +40,12 @@ fn every_thread(datapath: &str) -> Result<()> {
     let agent = node.pod()?;
     let mut settings = config(&world, &[&agent], datapath);
     settings["worker"]["threads"] = json!(THREADS);
-    let mut proxy = Launch::new(&world.host).config(&settings)?.start()?;
+    let mut proxy = world.start(&settings)?;
     let found = &proxy.status()?["interception"]["agents"][0];
     check_eq!(found["datapath"], json!(datapath), "{found:#}");
-    let worker = proxy.worker()?;
     divided(&world, &proxy, &agent, datapath)?;
     // The next worker is given the same sockets, each for the same thread.
-    kill(worker, Signal::SIGKILL)?;
-    eventually("another worker", Duration::from_secs(30), || {
-        Ok(proxy.worker().ok().filter(|next| *next != worker))
-    })?;
+    proxy.kill_worker()?;
     proxy.wait_ready()?;
     divided(&world, &proxy, &agent, datapath)
 }

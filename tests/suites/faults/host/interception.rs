@@ -4,13 +4,15 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use harness::agent::ask;
 use harness::cgroup::Cgroup;
 use harness::cni::{Node, Plugin, Pod, Style};
 use harness::netns::Host;
 use harness::suite::Need;
+use harness::world::VERSIONED;
 use harness::{check, check_eq, eventually, succeed};
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::judge::{finish, told};
 use crate::stage::{Set, Stage};
@@ -55,26 +57,14 @@ fn first_of(host: &Host, cgroup: &Cgroup) -> Result<()> {
 
 /// A request of an Agent to the intake that breaks, by its name and in the clear.
 fn agent(host: &Host, cgroup: &Cgroup) -> Result<()> {
-    let mut command = host.command("curl");
-    command.args([
-        "-4",
-        "-sS",
-        "--max-time",
-        "20",
-        "-o",
-        "/dev/null",
-        "-w",
-        "%{http_code}",
-    ]);
-    let key = format!("DD-API-KEY: {}", harness::world::API_KEY);
-    command.args([
-        "-H",
-        &key,
-        "-H",
-        "x-test-id: warm",
-        &format!("http://{NAME}/api/v2/profile"),
-    ]);
-    check_eq!(succeed(&mut cgroup.wrap(&command))?, "202", "the Agent's request");
+    answered(host, cgroup, "warm", &format!("http://{NAME}/api/v2/profile"))
+}
+
+/// A request that an intake takes.
+fn answered(host: &Host, cgroup: &Cgroup, id: &str, url: &str) -> Result<()> {
+    let id = format!("x-test-id: {id}");
+    let answer = ask(host, Some(cgroup), &["-4", "-H", &id, url])?;
+    check_eq!(answer.status, 202, "{id}: {answer:?}");
     Ok(())
 }
 
@@ -91,13 +81,9 @@ fn until(stage: &Stage<'_>, wanted: usize) -> Result<()> {
     .with_context(|| format!("wanted {wanted}: {:?}", stage.proxy.status()))
 }
 
-fn intercepting(set: &Set, row: &Row, cgroups: &[String], datapath: &str) -> Result<Value> {
+fn intercepting(set: &Set, row: &Row, cgroups: &[&str], datapath: &str) -> Result<Value> {
     let mut config = set.config(row)?;
-    config["intercept"] = json!({
-        "enabled": true,
-        "datapath": datapath,
-        "agents": {"cgroups": cgroups, "pods": {"api": "off"}},
-    });
+    config["intercept"] = set.world.intercepting_pods(cgroups, datapath)["intercept"].take();
     Ok(config)
 }
 
@@ -112,7 +98,7 @@ fn cgroup_removed(row: &Row) -> Result<()> {
     let set = Set::new(row.leads)?;
     let above = Cgroup::new("agents")?;
     let first = above.child("agent")?;
-    let config = intercepting(&set, row, &[format!("{}/agent", above.inside())], "cgroup")?;
+    let config = intercepting(&set, row, &[&format!("{}/agent", above.inside())], "cgroup")?;
     play(set.stage_with(row, &config)?, |stage| {
         let host = &stage.set.world.host;
         until(stage, 1)?;
@@ -128,7 +114,7 @@ fn cgroup_removed(row: &Row) -> Result<()> {
 fn bpffs_unmounted(row: &Row) -> Result<()> {
     let set = Set::new(row.leads)?;
     let cgroup = Cgroup::new("agent")?;
-    let config = intercepting(&set, row, &[cgroup.inside().to_owned()], "cgroup")?;
+    let config = intercepting(&set, row, &[cgroup.inside()], "cgroup")?;
     // In this host's mount namespace alone.
     let sh = |script: &str| succeed(set.world.host.command("sh").args(["-ec", script]));
     sh("mount -t bpf afp-bpf /sys/fs/bpf")?;
@@ -157,7 +143,7 @@ fn veth_renamed(row: &Row) -> Result<()> {
     let pod = node.pod()?;
     // The pod's own hosts file knows the healthy intake only.
     let ask = |id: &str| from_pod(&pod, id);
-    let config = intercepting(&set, row, &[pod.above.inside().to_owned()], "cgroup")?;
+    let config = intercepting(&set, row, &[pod.above.inside()], "cgroup")?;
     play(set.stage_with(row, &config)?, |stage| {
         until(stage, 1)?;
         ask("pod-1")?;
@@ -197,24 +183,10 @@ fn veth_renamed(row: &Row) -> Result<()> {
 
 /// A request of the pod, which the healthy intake gets.
 fn from_pod(pod: &Pod<'_>, id: &str) -> Result<()> {
-    let url = format!("http://{}/pod", harness::world::VERSIONED);
-    let key = format!("DD-API-KEY: {}", harness::world::API_KEY);
-    let mut command = pod.network.host.command("curl");
-    command.args([
-        "-4",
-        "-sS",
-        "--max-time",
-        "20",
-        "-o",
-        "/dev/null",
-        "-w",
-        "%{http_code}",
-    ]);
-    command.args(["-H", &key, "-H", &format!("x-test-id: {id}"), &url]);
-    check_eq!(
-        succeed(&mut pod.cgroup.wrap(&command))?,
-        "202",
-        "the pod's request {id}"
-    );
-    Ok(())
+    answered(
+        &pod.network.host,
+        &pod.cgroup,
+        id,
+        &format!("http://{VERSIONED}/pod"),
+    )
 }
