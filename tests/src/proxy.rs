@@ -277,15 +277,6 @@ impl Proxy<'_> {
         Ok(Pid::from_raw(i32::try_from(pid)?))
     }
 
-    /// The master's child that makes connections of our own, while it intercepts.
-    pub fn prober(&self) -> Result<Option<Pid>> {
-        Ok(self.children()?.into_iter().find(|child| {
-            // It may end meanwhile.
-            let words = std::fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
-            words.split('\0').any(|word| word == "probe")
-        }))
-    }
-
     /// Waits until every part is ready.
     pub fn wait_ready(&mut self) -> Result<()> {
         let start = Instant::now();

@@ -13,12 +13,21 @@ use crate::eventually;
 const LIMIT: Duration = Duration::from_secs(60);
 
 impl Proxy<'_> {
-    /// Every child of the master: workers, those that drain among them, and the prober.
-    pub(super) fn children(&self) -> Result<Vec<Pid>> {
+    /// The master's child that makes connections of our own, while it intercepts.
+    pub fn prober(&self) -> Result<Option<Pid>> {
+        Ok(self.children()?.into_iter().find(|child| {
+            // It may end meanwhile.
+            let words = std::fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+            words.split('\0').any(|word| word == "probe")
+        }))
+    }
+
+    /// Every child of the master: workers and the prober.
+    fn children(&self) -> Result<Vec<Pid>> {
         let mut children = Vec::new();
-        // Each thread has its own.
+        // Each thread has its own, and may end meanwhile.
         for thread in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
-            let text = std::fs::read_to_string(thread?.path().join("children"))?;
+            let text = std::fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
             for child in text.split_whitespace() {
                 children.push(Pid::from_raw(child.parse()?));
             }
