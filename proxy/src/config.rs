@@ -361,7 +361,7 @@ pub struct Status {
 /// `worker.*`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worker {
-    /// The user the worker becomes when the master is root.
+    /// The user the worker becomes when the master may change users.
     pub user: String,
     /// Data threads; each has its own listeners and pool.
     pub threads: usize,

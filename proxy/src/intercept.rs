@@ -27,6 +27,7 @@ mod netns;
 mod networks;
 mod own;
 mod peer;
+mod pins;
 mod plan;
 pub mod policy;
 mod prefixes;
@@ -57,7 +58,7 @@ pub use error::{ErrorKind, InterceptError};
 pub use existing::reset_check;
 pub use follow::Changes;
 pub use forecast::{Forecast, forecast};
-pub use host::{Cgroup2, OWN_BPFFS, PinDirectory};
+pub use host::Cgroup2;
 pub use kernel_log::KernelLog;
 pub use leaks::LeakStatus;
 pub use load::Features;
@@ -68,6 +69,7 @@ pub use netns::{Namespace, NamespaceId, NamespaceThread};
 pub use networks::{InheritedNetwork, NetworkListeners, NetworkRecord};
 pub use own::OwnCgroup;
 pub use peer::{Peer, peer};
+pub use pins::{OWN_BPFFS, PinDirectory};
 pub use status::{AgentStatus, InterceptStatus, Resources, ServedNetwork};
 pub use uninstall::{UninstallReport, uninstall};
 pub use ways::Way;
@@ -134,6 +136,8 @@ pub struct Interceptor {
     cgroups: Cgroup2,
     own_id: u64,
     own_path: PathBuf,
+    /// Where cgroups of ours are made, below the cgroup2 root.
+    cgroups_parent: PathBuf,
     /// The namespace that we live in ourselves.
     home: NamespaceId,
     /// Its cookie, once listeners are there.
@@ -171,6 +175,10 @@ pub struct Interceptor {
     trouble: Vec<String>,
     /// What [`Interceptor::met_unknown_namespace`] counted last.
     unknown_seen: u64,
+    /// What it counted before this process.
+    unknown_before: u64,
+    /// There are Agents whose processes we may not look at.
+    denied: bool,
     /// What [`Interceptor::count_resources`] and [`Interceptor::count_flows`] counted last.
     resources: Resources,
     agents: BTreeMap<Selector, AgentStatus>,
@@ -220,6 +228,7 @@ impl Interceptor {
             cgroups: own.cgroups().clone(),
             own_id: own.id(),
             own_path: own.path().to_owned(),
+            cgroups_parent: own.parent().to_owned(),
             home,
             home_cookie: None,
             discovery,
@@ -241,6 +250,8 @@ impl Interceptor {
             pods_known: config.agents.pods.api == PodsApi::Off,
             trouble: Vec::new(),
             unknown_seen: 0,
+            unknown_before: 0,
+            denied: false,
             resources: Resources::default(),
             agents: BTreeMap::new(),
             probe: None,
@@ -248,6 +259,7 @@ impl Interceptor {
             leaks,
             audit: Audit::default(),
         };
+        this.unknown_before = this.unknown_namespaces();
         this.attach_own()?;
         this.settings.remember_own(own.id());
         this.destinations.inherit(&this.present, Instant::now());

@@ -17,8 +17,8 @@
 //! With the feature `fuzz`, which none has either, and in the unit tests `fuzz` is there: what `cargo xtask fuzz` runs on bytes
 //! that libFuzzer makes.
 //!
-//! [`address`] says which addresses may be dialled, [`secret`] reads files that nobody else may read, [`process`] knows the
-//! names of processes, `listener_set` makes the sockets of one address, one for each data thread, `signals` holds the master's
+//! [`address`] says which addresses may be dialled, [`secret`] reads files that nobody else may read, `owner` says whose
+//! files are as good as our own, [`process`] knows the names of processes, `listener_set` makes the sockets of one address, one for each data thread, `signals` holds the master's
 //! signals while its program is replaced.
 
 // They panic when the reader has gone: `cli::output` does not.
@@ -38,6 +38,7 @@ pub mod intercept;
 pub mod kubernetes;
 mod listener_set;
 pub mod observe;
+mod owner;
 pub mod process;
 pub mod relay;
 pub mod secret;

@@ -25,6 +25,12 @@ pub fn name(pid: u32) -> Option<String> {
     Some(printable(&bytes))
 }
 
+/// True when `/proc` hides other users' processes from us (`hidepid=`, the unit's `ProtectProc=`): they have no names then.
+pub fn names_are_hidden() -> bool {
+    // Every pid namespace has one, and it is nobody's but root's or our own.
+    name(1).is_none()
+}
+
 /// The kernel writes the name as it is, a line end in it too, and one line end after it.
 fn printable(comm: &[u8]) -> String {
     let name = comm.strip_suffix(b"\n").unwrap_or(comm);

@@ -13,6 +13,8 @@ use nix::libc;
 use nix::unistd::Uid;
 use zeroize::Zeroizing;
 
+use crate::owner::is_trusted;
+
 /// Larger than any key or password.
 const MAX_LEN: usize = 64 * 1024;
 
@@ -20,7 +22,11 @@ const MAX_LEN: usize = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// It cannot be opened or read.
-    #[error("{}: {source}; the worker must be able to read it: it belongs to root or to worker.user", path.display())]
+    #[error(
+        "{}: {source}; the master's user must be able to read it, or worker.user: with systemd `chgrp agent-fips-proxy-master` and \
+         mode 0640",
+        path.display()
+    )]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -36,7 +42,7 @@ pub enum SecretError {
     /// Others can read or change it.
     #[error(
         "{}: others than its owner can read or change it (mode {mode:04o}); set mode 0600, or 0640 when it \
-         belongs to root and the worker reads it by its group",
+         belongs to root and is read by its group",
         path.display()
     )]
     Open {
@@ -46,7 +52,7 @@ pub enum SecretError {
         mode: u32,
     },
     /// Somebody else can read and change it.
-    #[error("{}: it belongs to the user {owner}; it must belong to root or to worker.user", path.display())]
+    #[error("{}: it belongs to the user {owner}; it must belong to root, to the master's user or to worker.user", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
@@ -98,7 +104,8 @@ impl Secrets {
         let metadata = file.metadata().map_err(unreadable)?;
         judge(path, &metadata)?;
         let owner = metadata.uid();
-        if is_foreign(owner, Uid::effective().as_raw()) {
+        // Root cannot tell: to it the worker's own files are those of another user.
+        if !Uid::effective().is_root() && !is_trusted(owner) {
             return Err(SecretError::Foreign {
                 path: path.to_owned(),
                 owner,
@@ -149,11 +156,6 @@ fn judge(path: &Path, metadata: &Metadata) -> Result<(), SecretError> {
     Ok(())
 }
 
-/// True for a file of a third user. Root cannot tell: to it the worker's own files are those of another user.
-fn is_foreign(owner: u32, us: u32) -> bool {
-    us != 0 && owner != 0 && owner != us
-}
-
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -202,19 +204,6 @@ mod tests {
         if Uid::effective().is_root() {
             std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
             assert!(matches!(check(&path), Err(SecretError::Open { .. })));
-        }
-    }
-
-    #[test]
-    fn a_third_users_file_is_foreign() {
-        for (owner, us, foreign) in [
-            (0, 0, false),
-            (0, 7, false),
-            (7, 7, false),
-            (8, 7, true),
-            (7, 0, false),
-        ] {
-            assert_eq!(is_foreign(owner, us), foreign, "{owner} {us}");
         }
     }
 

@@ -14,6 +14,7 @@
 //! - [`forward`]: a site's outbound proxy, strict about what it is asked.
 //! - [`proxy`]: the binary under test: start, wait until ready, read its logs and metrics, stop.
 //! - [`manager`]: a service manager that keeps descriptors, as systemd does.
+//! - [`systemd`]: systemd itself, with the shipped unit, in namespaces.
 //! - [`agent`]: clients: curl and our load client.
 //! - [`bpf`]: which kernel objects are ours, and whether they are gone.
 //! - [`vendor`]: other people's classifiers, attached as they do it.
@@ -44,6 +45,7 @@ pub mod netns;
 pub mod plain;
 pub mod proxy;
 pub mod suite;
+pub mod systemd;
 pub mod vendor;
 pub mod wire;
 pub mod world;

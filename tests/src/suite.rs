@@ -26,7 +26,7 @@ pub enum Need {
     Go,
     /// The `node` program.
     Node,
-    /// `systemd-analyze`; systemd itself need not run.
+    /// systemd's programs; it need not run here.
     Systemd,
 }
 
@@ -47,7 +47,9 @@ impl Need {
             Self::OpenSsl => absent("openssl", "version"),
             Self::Go => absent("go", "version"),
             Self::Node => absent("node", "--version"),
-            Self::Systemd => absent("systemd-analyze", "--version"),
+            Self::Systemd => {
+                absent("systemd-analyze", "--version").or_else(|| absent("/lib/systemd/systemd", "--version"))
+            }
         }
     }
 }

@@ -41,9 +41,9 @@ fn main() -> ExitCode {
         ),
         case("requests_in_flight", &[Need::Root], upgrade::requests_in_flight),
         case(
-            "with_the_rights_of_the_unit",
+            "a_root_with_few_rights",
             &[Need::Bpf],
-            upgrade::with_the_rights_of_the_unit,
+            upgrade::a_root_with_few_rights,
         ),
         case("without_any_right", &[Need::Root], upgrade::without_any_right),
         case(

@@ -105,8 +105,8 @@ const NEEDS: &[Need] = &[
         packages: &["nodejs"],
     },
     Need {
-        what: "systemd-analyze (tests: which units a drop-in reaches; systemd need not run)",
-        present: || has("systemd-analyze"),
+        what: "systemd (tests: which units a drop-in reaches, and our own in namespaces; it need not run here)",
+        present: || has("systemd-analyze") && PathBuf::from("/lib/systemd/systemd").is_file(),
         packages: &["systemd"],
     },
     Need {

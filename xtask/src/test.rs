@@ -26,6 +26,7 @@ pub const SUITES: &[&str] = &[
     "liveness",
     "leaks",
     "handover",
+    "systemd",
     "sandbox",
     "pods",
     "coexist",

@@ -9,15 +9,15 @@ use super::{Exit, InputArgs};
 use crate::cli::output::{complain, say};
 use crate::config::{Config, HttpsPolicy};
 use crate::intercept::preflight::{self, Check};
-use crate::intercept::tc::{InterfaceState, InterfaceStatus};
 use crate::intercept::{self, Forecast};
-use crate::supervise::{admin, authority, listeners};
+use crate::supervise::{authority, listeners};
 use crate::tls::module;
 use crate::trust::Place;
 use crate::{kubernetes, tls};
 
 mod agent_config;
 mod agent_settings;
+mod running;
 
 /// `doctor`
 #[derive(clap::Args)]
@@ -64,11 +64,11 @@ pub(super) fn run(args: &DoctorArgs, inputs: &InputArgs) -> Exit {
         None
     };
     // A proxy that runs holds the ports itself, and sees what can only be foreseen otherwise.
-    let running = ask_running(config);
+    let running = running::ask(config);
     if let Some(seen) = &running {
-        checks.extend(interface_checks(seen));
+        checks.extend(running::checks(seen));
         if let (Some(forecast), Ok(seen)) = (&mut forecast, seen) {
-            forecast.observe(seen);
+            forecast.observe(&seen.interfaces);
         }
     }
     let foreseen = checks.iter().all(|check| check.ok || !check.required);
@@ -138,46 +138,6 @@ fn foresee(config: &Config, probe: bool, checks: &mut Vec<Check>) -> Option<Fore
             checks.push(bad("agents", error.to_string(), "run as root on the host"));
             None
         }
-    }
-}
-
-/// What the running proxy says of its interfaces, or why that cannot be read; `None` when none runs.
-fn ask_running(config: &Config) -> Option<Result<Vec<InterfaceStatus>, String>> {
-    Some(
-        match admin::ask(&config.status.socket, admin::Request::Status).ok()? {
-            admin::Answer::Ok(status) => match status["interception"]["interfaces"].clone() {
-                // Its programs are not loaded.
-                serde_json::Value::Null => Ok(Vec::new()),
-                interfaces => serde_json::from_value(interfaces)
-                    .map_err(|error| format!("it is of another version and answers differently: {error}")),
-            },
-            admin::Answer::Error(message) => Err(message),
-        },
-    )
-}
-
-/// Interfaces on which the running proxy's classifier does not see an Agent's packets.
-fn interface_checks(running: &Result<Vec<InterfaceStatus>, String>) -> Vec<Check> {
-    match running {
-        Ok(interfaces) => interfaces
-            .iter()
-            .filter(|interface| interface.state != InterfaceState::Active)
-            .map(|interface| {
-                bad(
-                    "running proxy",
-                    format!("interface {interface}"),
-                    "what the message says; where the configuration says so already, reload",
-                )
-            })
-            .collect(),
-        Err(why) => vec![Check {
-            required: false,
-            ..bad(
-                "running proxy",
-                format!("cannot be asked for its interfaces: {why}"),
-                "restart it after an upgrade",
-            )
-        }],
     }
 }
 

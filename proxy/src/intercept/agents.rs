@@ -62,8 +62,31 @@ pub struct Agent {
     pub no_cgroup: Option<String>,
     /// Where its processes live now; empty while it has none that can be seen.
     pub namespaces: BTreeMap<NamespaceId, Arc<Namespace>>,
-    /// Why some of its processes cannot be seen, and what to change; `None` when all of them are.
-    pub unseen: Option<String>,
+    /// Why some of its processes cannot be seen; `None` when all of them are.
+    pub unseen: Option<Unseen>,
+}
+
+/// Why processes that are there cannot be seen. As text, also what to change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unseen {
+    /// They are in another pid namespace than we.
+    Outside,
+    /// They are another user's, and we have no CAP_SYS_PTRACE.
+    Denied,
+}
+
+impl fmt::Display for Unseen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("its processes cannot be seen: ")?;
+        f.write_str(match self {
+            Self::Outside => {
+                "they are outside of the proxy's process namespace; run its pod with hostPID: true"
+            }
+            Self::Denied => {
+                "they are another user's; give the proxy CAP_SYS_PTRACE (with systemd: the drop-in agent-fips-proxy-pods.conf)"
+            }
+        })
+    }
 }
 
 /// What a source looks at.
@@ -78,7 +101,7 @@ struct View<'a> {
 struct Home {
     namespaces: BTreeMap<NamespaceId, Arc<Namespace>>,
     /// As [`Agent::unseen`].
-    unseen: Option<String>,
+    unseen: Option<Unseen>,
 }
 
 impl View<'_> {
@@ -100,14 +123,14 @@ impl View<'_> {
     }
 }
 
-/// What to do about processes that are there and not seen: `outside` of our pid namespace, or `denied` to us.
-fn unseen(outside: bool, denied: bool) -> Option<String> {
-    let cure = match (outside, denied) {
-        (false, false) => return None,
-        (true, _) => "they are outside of the proxy's process namespace; run its pod with hostPID: true",
-        (false, true) => "they are another user's; give the proxy CAP_SYS_PTRACE",
-    };
-    Some(format!("its processes cannot be seen: {cure}"))
+/// Processes that are there and not seen: `outside` of our pid namespace, or `denied` to us. Without the host's processes the
+/// capability alone would not help.
+fn unseen(outside: bool, denied: bool) -> Option<Unseen> {
+    match (outside, denied) {
+        (false, false) => None,
+        (true, _) => Some(Unseen::Outside),
+        (false, true) => Some(Unseen::Denied),
+    }
 }
 
 /// One way to name Agents.
@@ -128,7 +151,7 @@ impl Open {
     fn of_process(&mut self, pid: u32) -> Result<Arc<Namespace>, Hidden> {
         let id = processes::namespace_of(pid)?;
         self.get(id, || Namespace::of_process(pid))
-            .map_err(|error| processes::hidden(&error))
+            .map_err(|error| processes::hidden(pid, &error))
     }
 
     /// The namespace that a file is.
@@ -253,10 +276,9 @@ mod tests {
         for (outside, denied, words) in [
             (true, false, "hostPID: true"),
             (false, true, "CAP_SYS_PTRACE"),
-            // Without the host's processes the capability alone would not help.
             (true, true, "hostPID: true"),
         ] {
-            let text = unseen(outside, denied).unwrap();
+            let text = unseen(outside, denied).unwrap().to_string();
             assert!(
                 text.starts_with("its processes cannot be seen: ") && text.contains(words),
                 "{text}"

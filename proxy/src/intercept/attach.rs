@@ -14,8 +14,9 @@ use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, Program, ProgramError};
 
 use super::error::InterceptError;
-use super::host::{Cgroup2, PinDirectory, create_private, remove_directory};
+use super::host::Cgroup2;
 use super::load::{AGENT_HOOKS, Loaded, OWN_HOOKS};
+use super::pins::{PinDirectory, create_private, remove_directory};
 use super::sys;
 
 /// Suffix of a pin that is about to replace another. (bpffs allows no dot in a name.)

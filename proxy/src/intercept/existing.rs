@@ -86,7 +86,7 @@ impl Interceptor {
     fn audit_all(&mut self) -> bool {
         let owners = Owners {
             agents: names::cgroups(&self.kin),
-            own: own::ids(&self.cgroups),
+            own: own::ids(&self.cgroups, &self.cgroups_parent),
         };
         let mut places: BTreeMap<NamespaceId, Option<Arc<Namespace>>> = self
             .kin

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use proxy_ebpf::FLAG_ENABLED;
 
-use super::agents::Agent;
+use super::agents::{Agent, Unseen};
 use super::attach;
 use super::choose::Taken;
 use super::error::InterceptError;
@@ -68,7 +68,10 @@ impl Interceptor {
         }
         if self.pins.maps().exists() {
             match self.discovery.scan(&self.own_cgroups()) {
-                Ok(found) => self.follow(&found, &mut changes),
+                Ok(found) => {
+                    self.denied = found.iter().any(|agent| agent.unseen == Some(Unseen::Denied));
+                    self.follow(&found, &mut changes);
+                }
                 // What is known stays.
                 Err(error) => changes.note(Err(error)),
             }
@@ -83,7 +86,20 @@ impl Interceptor {
             self.forget_all(&mut changes);
         }
         self.trouble.clone_from(&changes.failed);
+        self.trouble.extend(self.out_of_sight());
         changes
+    }
+
+    /// Agents that are taken unseen are taken in the host's network only: whether there are others, the programs tell.
+    fn out_of_sight(&self) -> Option<String> {
+        let strangers = self.unknown_namespaces().saturating_sub(self.unknown_before);
+        (self.attached && self.denied && strangers > 0).then(|| {
+            format!(
+                "{strangers} connections of Agents came from network namespaces that this process may not look at \
+                 (intercept.on_failure decided about them): Agents in pods need CAP_SYS_ADMIN and CAP_SYS_PTRACE, with systemd \
+                 the drop-in agent-fips-proxy-pods.conf"
+            )
+        })
     }
 
     fn follow(&mut self, found: &[Agent], changes: &mut Changes) {

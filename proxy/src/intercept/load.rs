@@ -16,10 +16,10 @@ use proxy_ebpf::{
 use serde::{Deserialize, Serialize};
 
 use super::error::InterceptError;
-use super::host::PinDirectory;
 use super::kernel_log::{self, KernelLog};
 use super::leaks::Teller;
 use super::memlock;
+use super::pins::PinDirectory;
 
 /// The object that `build.rs` compiled.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agent-fips-proxy-ebpf"));

@@ -2,7 +2,9 @@
 //! are attached.
 //!
 //! A socket belongs to the cgroup of the process that creates it, so the master moves before it makes listeners.
-//! Under a service manager the unit's cgroup is already ours; elsewhere we make `<root>/agent-fips-proxy-<pid>`.
+//! Under a service manager the unit's cgroup is already ours; elsewhere we make `<root>/agent-fips-proxy-<pid>`. Where the
+//! root is not ours to write (the shipped unit: no root, and the hierarchy is read-only), the service manager gave us the unit's
+//! cgroup (`Delegate=`), and we make `<unit>/agent-fips-proxy-<pid>`: so that what else we make there is beside it, not below.
 //! Leftovers of a killed instance are removed at the next start: `rmdir` refuses as long as a process lives there,
 //! which is exactly the ownership test, and safe against instances that run at the same time.
 
@@ -13,7 +15,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::error::InterceptError;
-use super::host::Cgroup2;
+use super::host::{Cgroup2, may_write};
 use super::probe_cgroup;
 
 /// In the name of every cgroup that is ours.
@@ -25,6 +27,8 @@ pub struct OwnCgroup {
     cgroups: Cgroup2,
     path: PathBuf,
     id: u64,
+    /// Where cgroups of ours are made.
+    parent: PathBuf,
     /// Where the process was before; `None` when the cgroup was there before us.
     previous: Option<PathBuf>,
 }
@@ -36,18 +40,20 @@ impl OwnCgroup {
     /// No cgroup2 hierarchy, or no right to make a cgroup and move into it (root).
     pub fn enter() -> Result<Self, InterceptError> {
         let cgroups = Cgroup2::find()?;
-        remove_stale(&cgroups);
         let current = current()?;
-        if is_own_leaf(&cgroups, &current) {
+        let parent = parent(&current, |cgroup| may_write(&cgroups.directory(cgroup)));
+        remove_stale(&cgroups, &parent);
+        if current != parent && is_own_leaf(&cgroups, &current) {
             let id = cgroups.id(&current)?;
             return Ok(Self {
                 cgroups,
                 path: current,
                 id,
+                parent,
                 previous: None,
             });
         }
-        let path = PathBuf::from(format!("/{NAME}-{}", std::process::id()));
+        let path = own_name(&parent);
         let directory = cgroups.directory(&path);
         // Another instance's clean-up may remove the directory while it is empty: then once more.
         for attempt in 0_u8.. {
@@ -65,6 +71,7 @@ impl OwnCgroup {
             cgroups,
             path,
             id,
+            parent,
             previous: Some(current),
         })
     }
@@ -81,8 +88,7 @@ impl OwnCgroup {
     /// As [`OwnCgroup::enter`].
     pub fn enter_again(previous: Option<PathBuf>) -> Result<Self, InterceptError> {
         let mut own = Self::enter()?;
-        let made = PathBuf::from(format!("/{NAME}-{}", std::process::id()));
-        if own.previous.is_none() && own.path == made {
+        if own.previous.is_none() && own.path == own_name(&own.parent) {
             own.previous = previous;
         }
         Ok(own)
@@ -96,6 +102,11 @@ impl OwnCgroup {
     /// Its path below the cgroup2 root.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Where cgroups of ours are made, below the cgroup2 root: the root itself, or the unit's cgroup that was delegated to us.
+    pub(super) fn parent(&self) -> &Path {
+        &self.parent
     }
 
     pub(super) fn cgroups(&self) -> &Cgroup2 {
@@ -117,9 +128,32 @@ impl Drop for OwnCgroup {
     }
 }
 
-/// Removes cgroups of instances that are gone; returns them. Never fails: one that is in use stays.
-pub(super) fn remove_stale(cgroups: &Cgroup2) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(cgroups.root()) else {
+/// Where cgroups of ours may be made: the root, unless only the unit's cgroup is ours to write.
+fn parent(current: &Path, may_write: impl Fn(&Path) -> bool) -> PathBuf {
+    let root = PathBuf::from("/");
+    if may_write(&root) {
+        return root;
+    }
+    // After this process replaced its program it is one further down.
+    let name = |cgroup: &Path| cgroup.file_name().map(|name| name.to_string_lossy().into_owned());
+    let unit = match current.parent() {
+        Some(above) if name(current).is_some_and(|name| is_made_by_us(&name)) => above,
+        _ => current,
+    };
+    // Nobody else's, should somebody have been given the wrong one.
+    if name(unit).is_some_and(|name| name.contains(NAME)) && may_write(unit) {
+        return unit.to_owned();
+    }
+    root
+}
+
+fn own_name(parent: &Path) -> PathBuf {
+    parent.join(format!("{NAME}-{}", std::process::id()))
+}
+
+/// Removes cgroups of instances that are gone, where instances make them; returns them. Never fails: one that is in use stays.
+pub(super) fn remove_stale(cgroups: &Cgroup2, parent: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(cgroups.directory(parent)) else {
         return Vec::new();
     };
     entries
@@ -133,13 +167,13 @@ pub(super) fn remove_stale(cgroups: &Cgroup2) -> Vec<PathBuf> {
                 is_made_by_us(&name) && fs::remove_dir(entry.path()).is_ok()
             }
         })
-        .map(|entry| Path::new("/").join(entry.file_name()))
+        .map(|entry| parent.join(entry.file_name()))
         .collect()
 }
 
 /// The kernel's ids of the cgroups that instances of us made, this one's among them.
-pub(super) fn ids(cgroups: &Cgroup2) -> BTreeSet<u64> {
-    let Ok(entries) = fs::read_dir(cgroups.root()) else {
+pub(super) fn ids(cgroups: &Cgroup2, parent: &Path) -> BTreeSet<u64> {
+    let Ok(entries) = fs::read_dir(cgroups.directory(parent)) else {
         return BTreeSet::new();
     };
     entries
@@ -212,6 +246,29 @@ mod tests {
             "outside of the cgroup namespace"
         );
         assert_eq!(parse_membership("1:cpu:/x\n"), None, "cgroup v1 only");
+    }
+
+    #[test]
+    fn cgroups_are_made_where_we_may() {
+        let unit = "/system.slice/agent-fips-proxy.service";
+        let inside = "/system.slice/agent-fips-proxy.service/agent-fips-proxy-4711";
+        for (current, writable, expected) in [
+            (unit, vec!["/", unit], "/"),
+            (unit, vec![unit], unit),
+            (inside, vec![unit, inside], unit),
+            // Not delegated: what is asked for next says what is missing.
+            (unit, vec![], "/"),
+            // Writable, but not ours.
+            ("/user.slice/shell.scope", vec!["/user.slice/shell.scope"], "/"),
+            ("/", vec![], "/"),
+        ] {
+            let may = |cgroup: &Path| writable.iter().any(|one| Path::new(one) == cgroup);
+            assert_eq!(
+                parent(Path::new(current), may),
+                Path::new(expected),
+                "{current} {writable:?}"
+            );
+        }
     }
 
     #[test]

@@ -7,13 +7,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::agents::Agent;
+use super::agents::{Agent, Selector, Unseen};
 use super::choose::{Choice, Facts, Taken, choose};
 use super::netns::{Namespace, NamespaceId, NamespaceThread};
 use super::networks::Key;
 use super::status::AgentStatus;
 use super::tc::{self, Netlink, Spot};
 use crate::config;
+
+/// Why an Agent is taken whose processes we may not look at.
+const HOOKED_UNSEEN: &str = "connections are rewritten at connect(), in the host's network; its processes cannot be seen: were they in \
+                             a pod, the proxy would need CAP_SYS_ADMIN and CAP_SYS_PTRACE (agent-fips-proxy-pods.conf)";
 
 /// What should be, from one look.
 #[derive(Default)]
@@ -277,9 +281,16 @@ impl Planner<'_> {
             (datapath, why) = (None, missed);
         }
         let waiting = agent.namespaces.is_empty() && agent.unseen.is_none();
-        if let Some(unseen) = &agent.unseen {
-            why = unseen.clone();
-            datapath = datapath.filter(|_| !agent.namespaces.is_empty());
+        if let Some(unseen) = agent.unseen {
+            why = unseen.to_string();
+            // Whoever is in the host's network is taken by its hooks, seen or not. The kernel tells of whoever is not.
+            let by_hooks = unseen == Unseen::Denied && matches!(agent.selector, Selector::Cgroup(_));
+            if agent.namespaces.is_empty() {
+                datapath = datapath.filter(|_| by_hooks);
+                if datapath.is_some() {
+                    why = HOOKED_UNSEEN.to_owned();
+                }
+            }
         }
         let status = AgentStatus {
             selector: agent.selector.clone(),

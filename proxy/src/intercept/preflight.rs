@@ -6,13 +6,13 @@ use std::fs;
 use std::path::Path;
 
 use caps::{CapSet, Capability};
-use nix::sys::statfs::BPF_FS_MAGIC;
 use serde::{Deserialize, Serialize};
 
-use super::host::{Cgroup2, OWN_BPFFS, is_filesystem};
+use super::host::Cgroup2;
 use super::load::{Features, kernel};
 use super::memlock;
 use super::own;
+use super::pins::{OWN_BPFFS, PinDirectory};
 
 /// Lowest kernel that every program was seen to load on.
 const MIN_KERNEL: (u32, u32) = (5, 10);
@@ -83,7 +83,7 @@ fn pods() -> Check {
                 missing.join(" and ")
             )
         },
-        "grant them where Agents run in pods; a pod of the proxy needs hostPID too",
+        "grant them where Agents run in pods: with systemd the drop-in agent-fips-proxy-pods.conf does; a pod of the proxy needs hostPID too",
     )
     .optional()
 }
@@ -216,11 +216,18 @@ fn membership() -> Check {
 
 fn bpffs() -> Check {
     let name = "bpffs";
-    if let Some(path) = ["/sys/fs/bpf", OWN_BPFFS]
-        .into_iter()
-        .find(|path| is_filesystem(Path::new(path), BPF_FS_MAGIC))
-    {
-        return Check::new(name, true, path, "");
+    if let Some(pins) = PinDirectory::find() {
+        let (path, ok) = (pins.bpffs().display(), pins.is_usable());
+        let detail = match ok {
+            true => path.to_string(),
+            false => format!("{path} may not be entered or written by this process, which is not its owner"),
+        };
+        return Check::new(
+            name,
+            ok,
+            detail,
+            "run as root, or give the user a directory there as the shipped unit does (ExecStartPre=, BindPaths=)",
+        );
     }
     let known = fs::read_to_string("/proc/filesystems").is_ok_and(|list| list.contains("\tbpf\n"));
     let admin = caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap_or(false);

@@ -1,5 +1,5 @@
 //! The cgroups that connections of our own are made from: one with the Agents' hooks, for the datapath `cgroup`, inside of one
-//! without, for the datapath `tc`. Not below our own cgroup, whose programs would take them for the proxy's.
+//! without, for the datapath `tc`. Beside our own cgroup and not below it, whose programs would take them for the proxy's.
 
 use std::fs;
 use std::io;
@@ -26,11 +26,11 @@ pub struct ProbeCgroup {
 }
 
 impl ProbeCgroup {
-    /// Not made yet.
-    pub(super) fn new(cgroups: &Cgroup2) -> Self {
+    /// Not made yet. `parent` is where cgroups of ours are made, below the cgroup2 root.
+    pub(super) fn new(cgroups: &Cgroup2, parent: &Path) -> Self {
         Self {
             cgroups: cgroups.clone(),
-            path: PathBuf::from(format!("/{NAME}-{PROBE}{}", std::process::id())),
+            path: parent.join(format!("{NAME}-{PROBE}{}", std::process::id())),
         }
     }
 

@@ -2,14 +2,15 @@
 //! programs), pinned maps, empty cgroups, our own bpffs mount.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::attach::{self, detach_agent, pinned_cgroups};
 use super::error::InterceptError;
-use super::host::{Cgroup2, PinDirectory, remove_files};
+use super::host::Cgroup2;
 use super::own;
+use super::pins::{PinDirectory, remove_files};
 use super::tables::own_qdiscs;
 use super::tc;
 
@@ -94,7 +95,8 @@ pub fn uninstall() -> Result<UninstallReport, InterceptError> {
         }
     }
     if let Ok(cgroups) = Cgroup2::find() {
-        report.cgroups = own::remove_stale(&cgroups);
+        // Those inside of a unit's cgroup go with it.
+        report.cgroups = own::remove_stale(&cgroups, Path::new("/"));
     }
     Ok(report)
 }

@@ -27,9 +27,11 @@ impl Interceptor {
     /// next look hooks the second.
     ///
     /// # Errors
-    /// No right to make cgroups.
+    /// No right to make cgroups: no root, and the service manager delegates none (`Delegate=`, `ReadWritePaths=`).
     pub fn probe_cgroups(&mut self) -> Result<[PathBuf; 2], InterceptError> {
-        let probe = self.probe.get_or_insert_with(|| ProbeCgroup::new(&self.cgroups));
+        let probe = self
+            .probe
+            .get_or_insert_with(|| ProbeCgroup::new(&self.cgroups, &self.cgroups_parent));
         probe.make()?;
         Ok([probe.bare_directory(), probe.hooked_directory()])
     }

@@ -10,6 +10,8 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, User, setgroups, setresgid, setresuid};
 
+use crate::owner;
+
 /// Why a worker could not give up its privileges. It must not go on with them.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivilegeError {
@@ -89,26 +91,31 @@ pub fn keep_only(kept: &[Capability]) -> Result<(), PrivilegeError> {
 pub fn give_up(user: &str) -> Result<(), PrivilegeError> {
     let step = |what: &'static str| move |error: nix::Error| PrivilegeError::Step(what, error.into());
     let may = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let before = Uid::effective();
     if may(Capability::CAP_SETPCAP) {
         // First the bounding set: the right to empty it goes with the rest.
         caps::clear(None, CapSet::Bounding)
             .map_err(|e| PrivilegeError::Step("clear the bounding set", io::Error::other(e)))?;
     }
-    if Uid::effective().is_root() && may(Capability::CAP_SETUID) && may(Capability::CAP_SETGID) {
+    let changes = may(Capability::CAP_SETUID) && may(Capability::CAP_SETGID);
+    if changes {
         let (uid, gid) = target(user)?;
         setgroups(&[]).map_err(step("drop the supplementary groups"))?;
         setresgid(gid, gid, gid).map_err(step("change the group"))?;
         setresuid(uid, uid, uid).map_err(step("change the user"))?;
-        let root = Uid::from_raw(0);
-        if Uid::effective().is_root() || setresuid(root, root, root).is_ok() {
-            return Err(PrivilegeError::Still("the process can be root again"));
-        }
+        owner::changed_from(before);
     }
     caps::clear(None, CapSet::Ambient)
         .and_then(|()| caps::set(None, CapSet::Inheritable, &CapsHashSet::new()))
         .and_then(|()| caps::set(None, CapSet::Effective, &CapsHashSet::new()))
         .and_then(|()| caps::set(None, CapSet::Permitted, &CapsHashSet::new()))
         .map_err(|e| PrivilegeError::Step("drop the capabilities", io::Error::other(e)))?;
+    // Only now: a master that is no root has its capabilities still, after a change of user.
+    if changes && (Uid::effective() == before || setresuid(before, before, before).is_ok()) {
+        return Err(PrivilegeError::Still(
+            "the process can be the master's user again",
+        ));
+    }
     prctl::set_no_new_privs().map_err(step("set no_new_privs"))?;
     // Nobody of the same user may trace us or read our memory; no core file may hold a key.
     prctl::set_dumpable(false).map_err(step("become undumpable"))?;

@@ -24,11 +24,12 @@ use super::sandbox::{self, Sandbox};
 use crate::catalog::Catalog;
 use crate::cli::Exit;
 use crate::cli::output::complain;
-use crate::config::{Config, HttpsPolicy, TlsPolicy};
+use crate::config::{Config, HttpsException, HttpsPolicy, TlsPolicy};
 use crate::kubernetes;
 use crate::observe::http::{self, Facts};
 use crate::observe::logging;
 use crate::observe::metrics::Metrics;
+use crate::process;
 use crate::relay::network::Sockets;
 use crate::relay::upstream::outbound::Outbound;
 use crate::relay::upstream::resolve::{Intake, Resolver, Sources};
@@ -213,6 +214,12 @@ impl Worker {
         let https = https_handling(&config, server.as_ref(), authority_problem.as_deref())?;
         let outbound = Outbound::new(&config.upstream, secrets).map_err(|e| (Exit::Config, e.to_string()))?;
         raise_open_files(&config, listeners.len());
+        if names_processes(&config) && process::names_are_hidden() {
+            tracing::warn!(
+                "/proc shows this process no other user's: entries `process:` of intercept.https_passthrough_names match nobody; with \
+                 systemd, a drop-in with ProtectProc=default lets it see their names"
+            );
+        }
         // What is read once has been read, and nothing has come from the network. Until here there is one thread: what it gave up, and
         // what it is refused, holds for those that it starts.
         let sandbox = sandbox::enter(&config).map_err(|e| (Exit::Internal, e.to_string()))?;
@@ -413,6 +420,11 @@ fn https_handling(
             (Exit::Config, message)
         }),
     }
+}
+
+fn names_processes(config: &Config) -> bool {
+    let mut exceptions = config.intercept.https_passthrough_names.iter();
+    exceptions.any(|exception| matches!(exception, HttpsException::Process(_)))
 }
 
 /// Raises the limit of open files as far as it goes, and tells when that is too little: beyond it nobody could be answered.

@@ -286,8 +286,8 @@ pub fn requests_in_flight() -> Result<()> {
     one_worker(&world, &proxy)
 }
 
-/// With what the unit leaves the master (proxy/dist/agent-fips-proxy.service), the new program has it all again.
-pub fn with_the_rights_of_the_unit() -> Result<()> {
+/// A root that has what Agents everywhere take, and no more: the new program has it all again. (The shipped unit: suite `systemd`.)
+pub fn a_root_with_few_rights() -> Result<()> {
     let (world, agent) = (World::new()?, Cgroup::new("agent")?);
     let proxy = Launch::new(&world.host)
         .installed()?
@@ -295,7 +295,6 @@ pub fn with_the_rights_of_the_unit() -> Result<()> {
             "setpriv",
             "--no-new-privs",
             "--bounding-set",
-            // And what a cgroup of our own takes, which a unit has already.
             "-all,+bpf,+net_admin,+sys_admin,+sys_ptrace,+setuid,+setgid,+setpcap,+kill,+dac_override",
             "--",
         ])

@@ -278,8 +278,8 @@ const RUNNING: &[Key] = &[
     Key {
         path: "worker.user",
         accepted: "a user name, not root",
-        effect: "The user that the worker becomes when the master is root. Everything from the network is \
-                 parsed as this user.",
+        effect: "The user that the worker becomes when the master may change users (root, or the shipped unit's). \
+                 Everything from the network is parsed as this user. Not the master's own.",
         who: NOBODY,
         set: |draft, raw| user(raw).map(|value| draft.config.worker.user = value),
         get: |config| yaml_text(&config.worker.user),

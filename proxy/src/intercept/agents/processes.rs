@@ -6,6 +6,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
 use super::glob::is_gone;
 use crate::intercept::error::InterceptError;
 use crate::intercept::host::Cgroup2;
@@ -70,7 +74,7 @@ pub(super) fn of_cgroup(cgroups: &Cgroup2, cgroup: &Path) -> Result<Members, Int
 
 /// The network namespace of a process.
 pub(super) fn namespace_of(pid: u32) -> Result<NamespaceId, Hidden> {
-    let metadata = fs::metadata(format!("/proc/{pid}/ns/net")).map_err(|error| hidden(&error))?;
+    let metadata = fs::metadata(format!("/proc/{pid}/ns/net")).map_err(|error| hidden(pid, &error))?;
     Ok(NamespaceId {
         device: metadata.dev(),
         inode: metadata.ino(),
@@ -78,10 +82,20 @@ pub(super) fn namespace_of(pid: u32) -> Result<NamespaceId, Hidden> {
 }
 
 /// What an error of a look at a process means.
-pub(super) fn hidden(error: &io::Error) -> Hidden {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => Hidden::Denied,
-        _ => Hidden::Gone,
+pub(super) fn hidden(pid: u32, error: &io::Error) -> Hidden {
+    let denied = match error.kind() {
+        io::ErrorKind::PermissionDenied => true,
+        // Gone, or ended and not waited for, or hidden (`hidepid=`, the unit's `ProtectProc=`): then signal 0 tells, and does
+        // nothing else.
+        io::ErrorKind::NotFound => {
+            !Path::new(&format!("/proc/{pid}")).exists()
+                && kill(Pid::from_raw(pid.cast_signed()), None) != Err(Errno::ESRCH)
+        }
+        _ => false,
+    };
+    match denied {
+        true => Hidden::Denied,
+        false => Hidden::Gone,
     }
 }
 
@@ -140,19 +154,23 @@ mod tests {
 
     #[test]
     fn what_may_not_be_looked_at_is_not_gone() {
-        for (number, expected) in [
-            (nix::libc::EACCES, Hidden::Denied),
-            (nix::libc::EPERM, Hidden::Denied),
-            (nix::libc::ENOENT, Hidden::Gone),
-            (nix::libc::ESRCH, Hidden::Gone),
+        // Process ids are below 2^22 (PID_MAX_LIMIT, linux/threads.h).
+        let (there, nobody) = (std::process::id(), 1 << 22);
+        for (pid, number, expected) in [
+            (there, nix::libc::EACCES, Hidden::Denied),
+            (there, nix::libc::EPERM, Hidden::Denied),
+            // It is shown: it has ended, and was not waited for.
+            (there, nix::libc::ENOENT, Hidden::Gone),
+            (nobody, nix::libc::ENOENT, Hidden::Gone),
+            (there, nix::libc::ESRCH, Hidden::Gone),
         ] {
             assert_eq!(
-                hidden(&io::Error::from_raw_os_error(number)),
+                hidden(pid, &io::Error::from_raw_os_error(number)),
                 expected,
-                "{number}"
+                "{pid} {number}"
             );
         }
-        assert!(namespace_of(std::process::id()).is_ok());
-        assert_eq!(namespace_of(u32::MAX), Err(Hidden::Gone));
+        assert!(namespace_of(there).is_ok());
+        assert_eq!(namespace_of(nobody), Err(Hidden::Gone));
     }
 }

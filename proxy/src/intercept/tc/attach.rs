@@ -22,7 +22,7 @@ use super::owner::Owner;
 use crate::config::ClassifierAttach;
 use crate::intercept::attach::{NEXT, next, pin_over, remove_file};
 use crate::intercept::error::InterceptError;
-use crate::intercept::host::create_private;
+use crate::intercept::pins::create_private;
 
 /// A link whose last pin was removed is detached by a kernel worker, a moment later.
 const RELEASE_ATTEMPTS: usize = 100;

@@ -1,11 +1,15 @@
 //! Writing files and folders so that they are whole, lasting, and no more open than they should be.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
+use nix::libc;
+use nix::unistd::Uid;
+
 use super::error::CaError;
+use crate::owner::is_trusted;
 
 /// Makes a folder that everybody may enter, and those above it.
 ///
@@ -19,8 +23,11 @@ pub(crate) fn make_folder(folder: &Path) -> Result<(), CaError> {
         make_folder(above)?;
     }
     match DirBuilder::new().mode(0o755).create(folder) {
-        Ok(()) => fs::set_permissions(folder, Permissions::from_mode(0o755)),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Ok(()) => open_folder(folder).and_then(|made| {
+            belong_to_the_folder(&made, folder)?;
+            made.set_permissions(Permissions::from_mode(0o755))
+        }),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
     }
     .map_err(CaError::file("make the folder", folder))
@@ -44,6 +51,7 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CaE
         .mode(0o600)
         .open(&aside)
         .and_then(|mut file| {
+            belong_to_the_folder(&file, &aside)?;
             file.set_permissions(Permissions::from_mode(mode))?;
             file.write_all(bytes)?;
             file.sync_all()
@@ -54,6 +62,29 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CaE
         return Err(CaError::file("write", path)(error));
     }
     path.parent().map_or(Ok(()), sync_folder)
+}
+
+/// What root makes in a folder of the master's user is that user's: the master must be able to read it, and to replace it.
+pub(super) fn belong_to_the_folder(made: &File, path: &Path) -> io::Result<()> {
+    let Some(above) = path.parent().filter(|_| Uid::effective().is_root()) else {
+        return Ok(());
+    };
+    let (above, made_as) = (fs::metadata(above)?, made.metadata()?);
+    if above.uid() == 0 || above.uid() == made_as.uid() || !is_trusted(above.uid()) {
+        return Ok(());
+    }
+    // That user may have put something else there, to be given it.
+    if made_as.is_file() && made_as.nlink() != 1 {
+        return Err(io::Error::other("it has another name, too"));
+    }
+    fchown(made, Some(above.uid()), Some(above.gid()))
+}
+
+fn open_folder(folder: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+        .open(folder)
 }
 
 /// Makes a rename last.

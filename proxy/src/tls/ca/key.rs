@@ -15,6 +15,7 @@ use rustls_pki_types::pem::PemObject;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::error::CaError;
+use crate::owner::is_trusted;
 
 /// Bytes of a key file; an RSA key of 4096 bits has some 3300.
 const LARGEST: u64 = 64 * 1024;
@@ -113,7 +114,7 @@ impl SigningKey for Signer {
     }
 }
 
-/// Nobody but its owner may read or write it, and the owner is root or us.
+/// Nobody but its owner may read or write it, and the owner is root, the master or us.
 fn private(file: &File, path: &Path) -> Result<(), CaError> {
     let metadata = file.metadata().map_err(CaError::file("look at", path))?;
     let refuse = |problem: String, cure: String| {
@@ -139,8 +140,7 @@ fn private(file: &File, path: &Path) -> Result<(), CaError> {
             ),
         );
     }
-    let us = nix::unistd::Uid::effective().as_raw();
-    if metadata.uid() != 0 && metadata.uid() != us {
+    if !is_trusted(metadata.uid()) {
         return refuse(
             format!("belongs to the user {}, who can change it", metadata.uid()),
             format!("`chown root {}`", path.display()),

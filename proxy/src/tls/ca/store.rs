@@ -19,9 +19,10 @@ use serde::{Deserialize, Serialize};
 
 use super::certificate::{Certificate, Facts};
 use super::error::CaError;
-use super::files::{make_folder, sync_folder, write_file};
+use super::files::{belong_to_the_folder, make_folder, sync_folder, write_file};
 use super::open::{OpenAuthority, Role};
 use super::{make, trust_folder};
+use crate::owner::is_trusted;
 
 /// How long a command waits for another one that holds the lock. Making a key takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -355,8 +356,7 @@ impl Store {
                 format!("`chmod go-w {}`", self.dir.display()),
             );
         }
-        let us = nix::unistd::Uid::effective().as_raw();
-        if us == 0 && metadata.uid() != 0 {
+        if nix::unistd::Uid::effective().is_root() && !is_trusted(metadata.uid()) {
             return refuse(
                 format!(
                     "belongs to the user {}, who could put another authority into it",
@@ -375,7 +375,10 @@ impl Store {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            // The folder may be the master's user's, who must not lead root elsewhere.
+            .custom_flags(nix::libc::O_NOFOLLOW)
             .open(&path)
+            .and_then(|file| belong_to_the_folder(&file, &path).map(|()| file))
             .map_err(CaError::file("open", &path))?;
         let start = Instant::now();
         loop {
