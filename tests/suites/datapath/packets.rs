@@ -2,8 +2,6 @@
 
 use std::thread;
 
-use aya::programs::{SchedClassifier, TcAttachType};
-
 use super::namespaces::own_directory;
 use super::network::{DEVICE, NETWORK, Network, Way, attach, end, start_acceptor};
 use super::*;
@@ -21,15 +19,6 @@ fn settings(world: &World) -> Intercept {
 }
 
 pub(super) fn packets_reach_the_listener_by_tcx(world: &World) -> Result<()> {
-    let supported = SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok();
-    if !supported {
-        // Before 6.6 there is no TCX: the other scenario is the one that counts.
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-        let mut numbers = release.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
-        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        ensure!(version < (6, 6), "no TCX on {release}");
-        return Ok(());
-    }
     packets_reach_the_listener(world, Way::Tcx)
 }
 
