@@ -246,6 +246,10 @@ pub const ALL: &[(&str, Scenario)] = &[
         "nothing_leaves_after_the_listener_was_killed",
         packets::nothing_leaves_after_the_listener_was_killed,
     ),
+    (
+        "without_our_rule_packets_follow_the_policy",
+        packets::without_our_rule_packets_follow_the_policy,
+    ),
 ];
 
 /// What a scenario needs. Most need what all do.
