@@ -37,6 +37,8 @@ const STALE: Duration = Duration::from_secs(35);
 const LATE: Duration = LIMIT.saturating_mul(4);
 /// After so long the process hangs, and is replaced. As long as the master waits for a worker's sign of life.
 const HUNG: Duration = Duration::from_secs(15);
+/// The same of one that starts, as of a worker.
+const START: Duration = Duration::from_secs(60);
 /// Processes that hang one after the other are replaced at once, then after pauses that double up to this: one that even
 /// SIGKILL does not end stays.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
@@ -147,6 +149,8 @@ struct Asked {
 
 struct Running {
     child: Child,
+    /// It has answered once.
+    proven: bool,
     sender: Sender,
     receiver: Receiver,
 }
@@ -251,6 +255,9 @@ impl Prober {
         match heard {
             Ok(Some((answer, _))) => {
                 (self.hung, self.not_before) = (0, None);
+                if let Some(running) = &mut self.running {
+                    running.proven = true;
+                }
                 // Of an earlier round: its way may be gone.
                 if let Some(asked) = self.asked.take_if(|asked| asked.id == answer.id) {
                     self.note(&asked.way, answer.error);
@@ -264,7 +271,7 @@ impl Prober {
 
     /// Ends a process that does not answer; the next round starts another. To be called every second or so.
     pub async fn look_after(&mut self) {
-        if self.asked.as_ref().is_none_or(|asked| asked.at.elapsed() <= HUNG) {
+        if self.unanswered(HUNG).is_none() {
             return;
         }
         // We may have stood still ourselves: what was answered meanwhile counts.
@@ -317,7 +324,7 @@ impl Prober {
                 way: way.clone(),
                 at: found.at_epoch,
                 failures: found.failures,
-                error: if self.late().is_some_and(|asked| asked.way == *way) {
+                error: if self.unanswered(LATE).is_some_and(|asked| asked.way == *way) {
                     // Without the time: it would be news every second.
                     Some(hangs(LATE))
                 } else if found.at.elapsed() > stale {
@@ -332,9 +339,11 @@ impl Prober {
             .collect()
     }
 
-    /// What should have been answered by now.
-    fn late(&self) -> Option<&Asked> {
-        self.asked.as_ref().filter(|asked| asked.at.elapsed() > LATE)
+    /// What has not been answered for so long; one that starts has more time.
+    fn unanswered(&self, limit: Duration) -> Option<&Asked> {
+        let proven = self.running.as_ref().is_some_and(|running| running.proven);
+        let limit = if proven { limit } else { START };
+        self.asked.as_ref().filter(|asked| asked.at.elapsed() > limit)
     }
 
     /// True when every way was tried at least once, with whatever result.
@@ -464,6 +473,7 @@ impl Running {
         sender.send(place).await?;
         Ok(Self {
             child,
+            proven: false,
             sender,
             receiver,
         })
