@@ -73,6 +73,46 @@ impl Flow {
     }
 }
 
+/// What is remembered of a flow that the classifier took: the value of `FLOWS`.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken(u32);
+
+impl Taken {
+    /// Set until our listener is picked. Far above [`crate::MAX_NETWORKS`]; versions that did not know it never set it.
+    const WAITS: u32 = 1 << 31;
+
+    /// Just taken, in this network.
+    #[inline(always)]
+    pub const fn waiting(network: u32) -> Self {
+        Self(network | Self::WAITS)
+    }
+
+    /// The same, with our listener picked.
+    #[inline(always)]
+    pub const fn picked(self) -> Self {
+        Self(self.0 & !Self::WAITS)
+    }
+
+    /// Number of the network that it was taken in.
+    #[inline(always)]
+    pub const fn network(self) -> u32 {
+        self.0 & !Self::WAITS
+    }
+
+    /// No packet of it was seen at our listener.
+    #[inline(always)]
+    pub const fn waits(self) -> bool {
+        self.0 & Self::WAITS != 0
+    }
+
+    /// The value itself, as it lies in the map.
+    #[inline(always)]
+    pub const fn word(self) -> u32 {
+        self.0
+    }
+}
+
 /// One of our own upstream connections, while it is opened.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -90,6 +130,8 @@ pub struct Packet {
     pub flow: Flow,
     /// SYN without ACK: it opens a connection.
     pub opening: bool,
+    /// ACK without RST: the other side has answered. A reset may carry on about an answer that nobody wanted.
+    pub answering: bool,
     /// Its sequence number: a SYN that is sent again has the same, one of another connection does not (RFC 9293, 3.4.1).
     pub sequence: u32,
 }
@@ -156,20 +198,47 @@ impl Transport {
                 u16::from_be_bytes([c, d]),
             ),
             opening: flags & (TCP_SYN | TCP_ACK) == TCP_SYN,
+            answering: flags & (TCP_RST | TCP_ACK) == TCP_ACK,
             sequence: u32::from_be(words[1]),
         }
     }
 }
 
 const TCP_SYN: u32 = 0x02;
+const TCP_RST: u32 = 0x04;
 const TCP_ACK: u32 = 0x10;
+
+/// Where the word with the hop limit lies in an IPv4 header, in bytes (RFC 791): time to live, protocol, checksum.
+pub const HOPS_V4: u32 = 8;
+/// The same in an IPv6 header (RFC 8200): payload length, next header, hop limit.
+pub const HOPS_V6: u32 = 4;
+
+/// The word at [`HOPS_V4`], in network order, with a time to live of one and the checksum that belongs to it (RFC 1624,
+/// equation 3).
+#[inline(always)]
+pub const fn last_hop_v4(word: u32) -> u32 {
+    let word = u32::from_be(word);
+    let before = word >> 16;
+    let after = 1 << 8 | before & 0xff;
+    let sum = (!word & 0xffff) + (!before & 0xffff) + after;
+    // Three numbers of 16 bits: the second fold has no carry any more.
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (after << 16 | !sum & 0xffff).to_be()
+}
+
+/// The word at [`HOPS_V6`], in network order, with a hop limit of one.
+#[inline(always)]
+pub const fn last_hop_v6(word: u32) -> u32 {
+    (u32::from_be(word) & !0xff | 1).to_be()
+}
 
 /// What the classifier asks the maps, in the order of cost; a question is asked only when its answer matters.
 pub trait Facts {
     /// The address is one of the selected prefixes.
     fn selected(&self, destination: &Address) -> bool;
-    /// The classifier took this flow.
-    fn taken(&self, flow: &Flow) -> bool;
+    /// What is remembered of this flow, if the classifier took it.
+    fn taken(&self, flow: &Flow) -> Option<Taken>;
     /// It is one of our own upstream connections, made in the pod's namespace.
     fn own(&self, flow: &Flow) -> bool;
     /// Marked packets of this family do not get to our listeners.
@@ -197,6 +266,9 @@ pub enum Action {
     Follow,
     /// A packet of a connection that was taken, which a mark would not lead to our listener any more: dropped.
     Lost,
+    /// A packet of a connection that was taken and that somebody else answered, since no rule led it to us; the policy is
+    /// `open`: it goes on as it began.
+    Direct,
 }
 
 impl Action {
@@ -204,7 +276,7 @@ impl Action {
     #[inline(always)]
     pub const fn counter(self, destination: &Address) -> Option<Counter> {
         match self {
-            Self::Pass | Self::Forget | Self::Follow | Self::Lost => None,
+            Self::Pass | Self::Forget | Self::Follow | Self::Lost | Self::Direct => None,
             Self::Own => Some(Counter::TcOwn),
             Self::Open => Some(Counter::TcOpenNoListener),
             Self::Refuse => Some(Counter::TcRefusedNoListener),
@@ -220,6 +292,7 @@ impl Action {
 ///
 /// Packets of a taken flow follow it whatever addresses are selected by now, and also while interception is off: a
 /// connection in flight ends as it began, and when its socket is gone the packet dies here and never leaves in the clear.
+/// The exception is a flow that never came to us ([`Action::Direct`]).
 /// Only the selected ports are asked for, so that the other traffic of a pod costs no look-up. So a port that a reload
 /// takes out of `intercept.ports` is the exception: its connections in flight break, for their packets leave unmarked.
 #[inline(always)]
@@ -227,12 +300,14 @@ pub fn classify(settings: &Settings, packet: &Packet, facts: &impl Facts) -> Act
     let flow = &packet.flow;
     let port = settings.selects_port(flow.destination_port);
     if !packet.opening {
-        return if !(port && facts.taken(flow)) {
-            Action::Pass
-        } else if facts.astray(&flow.destination) {
-            Action::Lost
-        } else {
-            Action::Follow
+        if !port {
+            return Action::Pass;
+        }
+        return match facts.taken(flow) {
+            None => Action::Pass,
+            Some(_) if facts.astray(&flow.destination) => Action::Lost,
+            Some(taken) if taken.waits() && packet.answering && !settings.closed() => Action::Direct,
+            Some(_) => Action::Follow,
         };
     }
     if !settings.enabled() || !port || !facts.selected(&flow.destination) {

@@ -49,6 +49,8 @@ reasons! {
     OpenBefore = "open_before",
     /// Its Agent is selected, and cannot be taken.
     NotTaken = "not_taken",
+    /// Datapath `tc`: it was taken, no routing rule led it to us, and the policy is `open`.
+    NotLed = "not_led",
 }
 
 impl Reason {
@@ -59,7 +61,10 @@ impl Reason {
 
     /// True when a new connection in its place would come through us by now: what kept it from us was a matter of time.
     pub const fn passes(self) -> bool {
-        matches!(self, Self::UnknownNetns | Self::NoListener | Self::OpenBefore)
+        matches!(
+            self,
+            Self::UnknownNetns | Self::NoListener | Self::OpenBefore | Self::NotLed
+        )
     }
 }
 

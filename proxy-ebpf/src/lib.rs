@@ -15,8 +15,8 @@ pub use event::{
     Event,
 };
 pub use flow::{
-    Action, Facts, Flow, INTERFACE_NO_IPV6, INTERFACE_OWN_QDISC, Interface, Namespace, OwnFlow, Packet,
-    Transport, classify,
+    Action, Facts, Flow, HOPS_V4, HOPS_V6, INTERFACE_NO_IPV6, INTERFACE_OWN_QDISC, Interface, Namespace,
+    OwnFlow, Packet, Taken, Transport, classify, last_hop_v4, last_hop_v6,
 };
 pub use leak::{
     Direct, Leak, LeakKey, LeakRecord, MAX_COUNTED, MAX_LEAKED, PASSED_COUNTED, PASSED_OWN, Passed, Reason,
@@ -449,6 +449,7 @@ counters! {
 mod user {
     use super::{
         Address, Event, Flow, HandoverKey, Interface, Leak, LeakKey, Namespace, Original, OwnFlow, Settings,
+        Taken,
     };
 
     // SAFETY: `repr(C)`, made of integers only, and without padding (the layout tests prove it), so that every bit
@@ -466,6 +467,8 @@ mod user {
     unsafe impl aya::Pod for Interface {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Flow {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Taken {}
     // SAFETY: as above.
     unsafe impl aya::Pod for OwnFlow {}
     // SAFETY: as above.

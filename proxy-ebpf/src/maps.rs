@@ -13,7 +13,7 @@ use aya_ebpf::{
 use proxy_ebpf::{
     Address, Counter, Flow, HandoverKey, Interface, Leak, LeakKey, MAX_COUNTED, MAX_FLOWS, MAX_HANDOVER,
     MAX_LEAKED, MAX_NETWORKS, MAX_OWN_FLOWS, MAX_PREFIXES, Namespace, Original, OwnFlow, Passed, SLOTS,
-    Settings,
+    Settings, Taken,
 };
 
 use crate::stack;
@@ -60,9 +60,9 @@ pub static NAMESPACES: HashMap<u64, Namespace> = HashMap::with_max_entries(MAX_N
 /// The interfaces whose packets are classified, by index.
 #[map]
 pub static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(MAX_NETWORKS, BPF_F_NO_PREALLOC);
-/// Flows that the classifier took, with their network.
+/// Flows that the classifier took.
 #[map]
-pub static FLOWS: LruHashMap<Flow, u32> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
+pub static FLOWS: LruHashMap<Flow, Taken> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
 /// Our own upstream connections, from their SYN until they are established or closed.
 #[map]
 pub static OWN_FLOWS: LruHashMap<OwnFlow, u32> = LruHashMap::with_max_entries(MAX_OWN_FLOWS, 0);
@@ -123,9 +123,9 @@ pub fn selected(destination: &Address) -> bool {
     }
 }
 
-/// The network of a flow that the classifier took.
+/// What is remembered of a flow, if the classifier took it.
 #[inline(always)]
-pub fn taken(flow: &Flow) -> Option<u32> {
+pub fn taken(flow: &Flow) -> Option<Taken> {
     // SAFETY: an LRU entry may be reused while it is read, when the map is full: the copy is taken at once.
     unsafe { FLOWS.get(stack::flow(&mut stack::space(), flow)) }.copied()
 }

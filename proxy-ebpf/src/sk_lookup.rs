@@ -7,7 +7,8 @@
 use aya_ebpf::{bindings::bpf_sk_lookup, macros::sk_lookup, programs::SkLookupContext};
 use proxy_ebpf::{Address, Counter, Flow, IPPROTO_TCP};
 
-use crate::maps::{LISTENERS, count, taken};
+use crate::maps::{FLOWS, LISTENERS, count};
+use crate::stack;
 
 /// The kernel goes on: with the socket that was picked, else as without us.
 const PASS: u32 = 1;
@@ -25,17 +26,23 @@ pub fn pick(ctx: SkLookupContext) -> u32 {
     }
     // SAFETY: as above.
     let flow = unsafe { flow(ctx.lookup) };
-    let Some(network) = taken(&flow) else {
+    let Some(entry) = FLOWS.get_ptr_mut(stack::flow(&mut stack::space(), &flow)) else {
         return PASS;
     };
+    // SAFETY: a live map value. An LRU entry may be reused while it is read, when the map is full.
+    let taken = unsafe { *entry };
     // Without BPF_SK_LOOKUP_F_NO_REUSEPORT (5.9): the socket in the slot stands for its set, of which the kernel chooses one.
     if LISTENERS
-        .redirect_sk_lookup(&ctx, flow.destination.slot(network), 0)
+        .redirect_sk_lookup(&ctx, flow.destination.slot(taken.network()), 0)
         .is_err()
     {
         // Our listener went since the classifier looked. Some other socket of the node, one on a wildcard address, must
         // not get what was meant for the intake.
         return DROP;
+    }
+    if taken.waits() {
+        // SAFETY: as above. Of what is there by now, should the entry have been reused: its network stays.
+        unsafe { *entry = (*entry).picked() };
     }
     count(Counter::TcPicked);
     PASS

@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use proxy_ebpf::{
     Action, Address, Attempt, Counter, Event, Facts, Flow, IPPROTO_TCP, MAX_OWN_CGROUPS, MAX_PORTS, Packet,
-    Settings, Transport, classify, skip,
+    Settings, Taken, Transport, classify, skip,
 };
 
 use crate::config;
@@ -207,13 +207,15 @@ fn judged(settings: &Settings, packet: &Packet, known: Known, action: Action) {
     let reached = bits & ASTRAY == 0 && bits & LISTENER != 0;
     let own = bits & OWN != 0;
     let later = !packet.opening && port && bits & TAKEN != 0;
+    let gone = bits & WAITS != 0 && packet.answering && !settings.closed();
     let right = match action {
         Action::Take => wanted && !own && reached,
         Action::Own => wanted && own,
         Action::Refuse => wanted && !own && !reached && settings.closed(),
         Action::Open => wanted && !own && !reached && !settings.closed(),
         Action::Forget => packet.opening && !wanted,
-        Action::Follow => later && bits & ASTRAY == 0,
+        Action::Follow => later && bits & ASTRAY == 0 && !gone,
+        Action::Direct => later && bits & ASTRAY == 0 && gone,
         Action::Lost => later && bits & ASTRAY != 0,
         Action::Pass => !packet.opening && !later,
     };
@@ -233,6 +235,7 @@ const TAKEN: u8 = 2;
 const OWN: u8 = 4;
 const ASTRAY: u8 = 8;
 const LISTENER: u8 = 16;
+const WAITS: u8 = 32;
 
 /// What the maps say, one bit for each question.
 #[derive(Clone, Copy)]
@@ -243,8 +246,14 @@ impl Facts for Known {
         self.0 & SELECTED != 0
     }
 
-    fn taken(&self, _: &Flow) -> bool {
-        self.0 & TAKEN != 0
+    fn taken(&self, _: &Flow) -> Option<Taken> {
+        let waiting = Taken::waiting(0);
+        let value = if self.0 & WAITS == 0 {
+            waiting.picked()
+        } else {
+            waiting
+        };
+        (self.0 & TAKEN != 0).then_some(value)
     }
 
     fn own(&self, _: &Flow) -> bool {

@@ -194,12 +194,17 @@ const FILES: &[(&str, &str, &str)] = &[
     (
         "intercept: {agents: {cgroups: [system.slice]}}\n",
         "1:32",
-        "intercept.agents.cgroups: `system.slice` is not a path below",
+        "intercept.agents.cgroups: `system.slice` does not begin with `/`",
     ),
     (
         "intercept: {agents: {cgroups: [/a/../b]}}\n",
         "1:32",
-        "intercept.agents.cgroups: `/a/../b` is not a path below the root",
+        "intercept.agents.cgroups: `/a/../b` has an empty, `.` or `..` component",
+    ),
+    (
+        "explicit: {allowed_cgroups: [/a/b**]}\n",
+        "1:30",
+        "explicit.allowed_cgroups: `/a/b**` has `**` inside a component; it must be a whole one",
     ),
     (
         "intercept: {on_failure: bypass}\n",

@@ -74,6 +74,18 @@ pub struct Network<'a> {
     pub above: Arc<Cgroup>,
 }
 
+impl Network<'_> {
+    /// Gives the device on the node another name, with the routes by it. Since Linux 6.2 it stays up meanwhile.
+    pub fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let script = r#"
+            routes=$(ip route show dev $0; ip -6 route show dev $0 | grep -v fe80) || :
+            ip link set $0 name $1 2>/dev/null && exit
+            ip link set $0 down; ip link set $0 name $1; ip link set $1 up
+            echo "$routes" | while read -r route; do ip route replace $route dev $1; done"#;
+        succeed(self.node.host.command("sh").args(["-ec", script, from, to])).map(drop)
+    }
+}
+
 /// One container of a pod, and the pod's network.
 pub struct Pod<'a> {
     /// Its uid as kubelet writes it, with hyphens.

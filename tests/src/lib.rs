@@ -20,7 +20,8 @@
 //! - [`vendor`]: other people's classifiers, attached as they do it.
 //! - [`wire`]: every packet that leaves a host, and whether it was TLS.
 //! - [`bench`]: the relay benchmark: load, backend, peers, arithmetic and goals.
-//! - [`suite`]: cases with needs; a missing need is a skip with its reason, and a failure when `CI=true`.
+//! - [`suite`]: cases with needs; a missing need is a skip with its reason, and a failure when `CI=true`, unless it is another
+//!   kernel.
 //!
 //! Nothing outside the namespaces is ever contacted. Namespaces live as long as a child process whose standard input
 //! is a pipe from us: when a test dies, however it dies, the pipe closes and the kernel takes everything down.
@@ -112,6 +113,16 @@ pub fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Res
                 .with_context(|| format!("{what}: not within {limit:?}"));
         }
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The running kernel's version, major and minor.
+pub fn kernel() -> Result<(u32, u32)> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(['.', '-']).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => bail!("not a kernel release: {release}"),
     }
 }
 

@@ -28,6 +28,9 @@ pub enum Need {
     Node,
     /// systemd's programs; it need not run here.
     Systemd,
+    /// A kernel of at least this version, for what it came with. Older ones are supported, too: a case that cannot be run there
+    /// says so, also with `CI=true`.
+    Linux(u32, u32, &'static str),
 }
 
 impl Need {
@@ -50,7 +53,19 @@ impl Need {
             Self::Systemd => {
                 absent("systemd-analyze", "--version").or_else(|| absent("/lib/systemd/systemd", "--version"))
             }
+            Self::Linux(major, minor, what) => match crate::kernel() {
+                Ok(kernel) if kernel >= (major, minor) => None,
+                Ok((is_major, is_minor)) => Some(format!(
+                    "not on this kernel: {what} came with Linux {major}.{minor}, this is {is_major}.{is_minor}"
+                )),
+                Err(error) => Some(format!("{error:#}")),
+            },
         }
+    }
+
+    /// Something that whoever runs the tests can provide: with `CI=true` it must be there.
+    fn can_be_met(self) -> bool {
+        !matches!(self, Self::Linux(..))
     }
 }
 
@@ -70,8 +85,8 @@ pub fn case(name: &str, needs: &'static [Need], body: fn() -> Result<()>) -> Tri
 pub fn row(name: &str, needs: &'static [Need], body: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
     let title = name.to_owned();
     Trial::ignorable_test(name, move || {
-        if let Some(reason) = needs.iter().find_map(|need| need.missing()) {
-            if std::env::var("CI").is_ok_and(|ci| ci == "true") {
+        if let Some((need, reason)) = needs.iter().find_map(|need| Some((need, need.missing()?))) {
+            if need.can_be_met() && std::env::var("CI").is_ok_and(|ci| ci == "true") {
                 return Err(Failed::from(format!("skipped, which CI=true forbids: {reason}")));
             }
             return Ok(Completion::ignored_with(reason));

@@ -59,12 +59,7 @@ pub const PIPE: Answer = Answer::Returns(3);
 
 /// Whether this kernel has TCX (Linux 6.6), by its version: how the product finds out is under test.
 pub fn has_tcx() -> Result<bool> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
-    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
-        anyhow::bail!("not a kernel release: {release}");
-    };
-    Ok((major, minor) >= (6, 6))
+    Ok(crate::kernel()? >= (6, 6))
 }
 
 /// A loaded program, pinned so that `tc` finds it.

@@ -79,6 +79,11 @@ fn main() -> ExitCode {
         case("routing_trouble_is_told", NEEDS, routing::routing_trouble_is_told),
         case("a_tcx_duel_is_bounded", NEEDS, syncing::a_tcx_duel_is_bounded),
         case("a_shadow_is_named", NEEDS, syncing::a_shadow_is_named),
+        case(
+            "a_shadow_on_tcx_is_named",
+            &[Need::Root, Need::Bpf, Need::Linux(6, 6, "TCX")],
+            syncing::a_shadow_on_tcx_is_named,
+        ),
         case("prepend_comes_back", NEEDS, syncing::prepend_comes_back),
         case(
             "a_new_veth_is_a_new_interface",

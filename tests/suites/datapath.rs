@@ -3,7 +3,8 @@
 //!
 //! Every scenario is a process of its own (this binary again) in its own network and mount namespace with its own
 //! bpffs, so that scenarios run beside each other and leave nothing. Destinations are 203.0.113.0/24 and 2001:db8::/64,
-//! local to that namespace. Without root the scenarios are skipped with the reason; with `CI=true` that is a failure.
+//! local to that namespace. Without root the scenarios are skipped with the reason; with `CI=true` that is a failure. What a
+//! kernel does not have is said in any case.
 
 #[path = "datapath/agent.rs"]
 mod agent;
@@ -15,7 +16,9 @@ mod world;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use anyhow::{Result, bail};
+use harness::suite::row;
+use libtest_mimic::Arguments;
 
 /// Set for the processes of a scenario: what to be, and its arguments.
 const ROLE: &str = "AFP_DATAPATH_ROLE";
@@ -26,13 +29,11 @@ fn main() -> ExitCode {
     if let Ok(role) = std::env::var(ROLE) {
         return child(&role);
     }
-    let arguments = Arguments::from_args();
-    let obstacle = world::obstacle();
     let trials = scenarios::ALL
         .iter()
-        .map(|(name, _)| trial(name, obstacle.clone()))
+        .map(|(name, _)| row(name, scenarios::needs(name), || run_scenario(name)))
         .collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
 /// One of the processes of a scenario.
@@ -55,18 +56,7 @@ fn child(role: &str) -> ExitCode {
     }
 }
 
-fn trial(name: &'static str, obstacle: Option<String>) -> Trial {
-    match obstacle {
-        None => Trial::test(name, move || run_scenario(name)),
-        // A test that cannot run says so; where everything must run it is a failure.
-        Some(reason) if std::env::var("CI").as_deref() == Ok("true") => {
-            Trial::test(name, move || Err(Failed::from(format!("cannot run: {reason}"))))
-        }
-        Some(reason) => Trial::test(format!("{name} (skipped: {reason})"), || Ok(())).with_ignored_flag(true),
-    }
-}
-
-fn run_scenario(name: &str) -> Result<(), Failed> {
+fn run_scenario(name: &str) -> Result<()> {
     let mut child = Command::new(std::env::current_exe()?)
         .env(ROLE, format!("scenario {name}"))
         .stderr(std::process::Stdio::piped())
@@ -96,8 +86,8 @@ fn run_scenario(name: &str) -> Result<(), Failed> {
         .unwrap_or_default();
     match status {
         Some(status) if status.success() => Ok(()),
-        Some(status) => Err(format!("{status}\n{output}").into()),
-        None => Err(format!("killed after {patience:?}\n{output}").into()),
+        Some(status) => bail!("{status}\n{output}"),
+        None => bail!("killed after {patience:?}\n{output}"),
     }
 }
 

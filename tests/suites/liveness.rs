@@ -39,9 +39,10 @@ fn main() -> ExitCode {
                 readiness_is_a_taken_connection,
             ),
             case("prober_is_replaced", &[Need::Bpf], prober_is_replaced),
+            case("hung_prober_is_replaced", &[Need::Bpf], hung_prober_is_replaced),
             case("nothing_is_left", &[Need::Bpf], nothing_is_left),
         ],
-        6,
+        7,
     )
 }
 
@@ -204,6 +205,39 @@ fn prober_is_replaced() -> Result<()> {
         Ok(proxy.prober()?.filter(|new| *new != old && at > before))
     })
     .with_context(|| proxy.log())?;
+    Ok(())
+}
+
+/// It neither answers nor ends: nobody knows whether the datapath takes anything, until another one has found out.
+fn hung_prober_is_replaced() -> Result<()> {
+    let (world, agent) = (World::new()?, Cgroup::new("agent")?);
+    let proxy = Launch::new(&world.host)
+        .config(&world.intercepting(&agent))?
+        .start()?;
+    let before = passes(&proxy, "host (cgroup)")?;
+    let old = proxy.prober()?.context("no prober")?;
+    kill(old, Signal::SIGSTOP)?;
+    fails(&proxy, "host (cgroup)", "it hangs")?;
+    eventually("another prober, which passes", NOTICED, || {
+        let found = result(&proxy, "host (cgroup)")?.context("the way is gone")?;
+        let passed = found["error"].is_null() && found["at"].as_u64() > Some(before);
+        Ok(proxy.prober()?.filter(|new| *new != old && passed))
+    })
+    .with_context(|| proxy.log())?;
+    eventually("ready again", NOTICED, || {
+        Ok((proxy.status()?["ready"] == true).then_some(()))
+    })?;
+    eventually("the end of the process that hung", NOTICED, || {
+        Ok(kill(old, None).is_err().then_some(()))
+    })?;
+    let log = proxy.log();
+    let said = "the process that makes connections of our own hangs: replacing it";
+    check_eq!(log.matches(said).count(), 1, "lines that say so\n{log}");
+    let replaced = proxy
+        .metrics()?
+        .sum("agent_fips_proxy_self_test_process_restarts_total", &[]);
+    check!(replaced == 1.0, "{replaced} were replaced");
+    check_eq!(world.leaks(), Vec::<String>::new(), "leaks");
     Ok(())
 }
 

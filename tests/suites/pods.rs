@@ -10,6 +10,8 @@ mod churn;
 mod hosts;
 #[path = "pods/intercepted.rs"]
 mod intercepted;
+#[path = "pods/renamed.rs"]
+mod renamed;
 #[path = "pods/stage.rs"]
 mod stage;
 #[path = "pods/threads.rs"]
@@ -25,6 +27,8 @@ fn main() -> ExitCode {
         case("ptp_by_classic_filter", NEEDS, intercepted::ptp_by_classic_filter),
         case("every_thread_by_cgroup", NEEDS, threads::every_thread_by_cgroup),
         case("every_thread_by_tc", NEEDS, threads::every_thread_by_tc),
+        case("renamed_while_closed", NEEDS, renamed::while_closed),
+        case("renamed_while_open", NEEDS, renamed::while_open),
         case("firewalls", NEEDS, hosts::firewalls),
         case("sysctls", NEEDS, hosts::sysctls),
         case(

@@ -8,7 +8,7 @@ use super::*;
 #[derive(Default)]
 struct Known {
     selected: bool,
-    taken: bool,
+    taken: Option<Taken>,
     own: bool,
     astray: bool,
     listener: bool,
@@ -27,8 +27,9 @@ impl Facts for Known {
         self.answer("selected", self.selected)
     }
 
-    fn taken(&self, _: &Flow) -> bool {
-        self.answer("taken", self.taken)
+    fn taken(&self, _: &Flow) -> Option<Taken> {
+        self.answer("taken", true);
+        self.taken
     }
 
     fn own(&self, _: &Flow) -> bool {
@@ -76,11 +77,12 @@ fn ipv6(next: u8) -> [u32; 10] {
 /// The sequence number of every segment here.
 const SEQUENCE: u32 = 0x0102_0304;
 
-/// A packet of this flow.
+/// A packet of this flow: its first one, or one that answers the other side.
 fn packet_of(flow: Flow, opening: bool) -> Packet {
     Packet {
         flow,
         opening,
+        answering: !opening,
         sequence: SEQUENCE,
     }
 }
@@ -143,8 +145,10 @@ fn what_is_no_tcp_header_is_not_read() {
 fn only_a_syn_without_ack_opens() {
     let transport = Transport::of_v6(&ipv6(6)).unwrap();
     for flags in 0..=u8::MAX {
-        let expected = flags & 0x02 != 0 && flags & 0x10 == 0;
-        assert_eq!(transport.segment(&tcp(flags)).opening, expected, "{flags:#x}");
+        let (syn, rst, ack) = (flags & 0x02 != 0, flags & 0x04 != 0, flags & 0x10 != 0);
+        let segment = transport.segment(&tcp(flags));
+        assert_eq!(segment.opening, syn && !ack, "{flags:#x}");
+        assert_eq!(segment.answering, ack && !rst, "{flags:#x}");
     }
 }
 
@@ -170,6 +174,60 @@ fn questions_are_asked_in_the_order_of_their_cost() {
 
     assert_eq!(classify(&rules, &following, &known), Action::Pass);
     assert_eq!(*known.asked.borrow(), ["taken"]);
+}
+
+#[test]
+fn what_is_taken_waits_until_our_listener_is_picked() {
+    for network in [0, 5, MAX_NETWORKS - 1] {
+        let taken = Taken::waiting(network);
+        assert_eq!((taken.network(), taken.waits()), (network, true));
+        let picked = taken.picked();
+        assert_eq!(
+            (picked.network(), picked.waits(), picked.word()),
+            (network, false, network),
+            "as versions wrote it that did not know the difference"
+        );
+        assert_eq!(picked.picked(), picked);
+    }
+}
+
+/// The sum over a header with a valid checksum is 0xffff (RFC 791, RFC 1071).
+fn sum(header: &[u32; 5]) -> u32 {
+    let sum: u32 = header
+        .iter()
+        .map(|word| u32::from_be(*word))
+        .map(|word| (word >> 16) + (word & 0xffff))
+        .sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (sum & 0xffff) + (sum >> 16)
+}
+
+proptest! {
+    #[test]
+    fn one_hop_is_left_and_the_checksum_is_right(
+        hops in any::<u8>(), protocol in any::<u8>(), fragment in any::<u16>(), id in any::<u32>(), length in any::<u16>(),
+    ) {
+        let mut header = ipv4(5, fragment, protocol);
+        header[1] ^= (id & 0xffff_0000).to_be();
+        header[2] = (u32::from(hops) << 24 | u32::from(protocol) << 16).to_be();
+        header[2] |= (!sum(&header) & 0xffff).to_be();
+        prop_assert_eq!(sum(&header), 0xffff);
+        let word = HOPS_V4 as usize / 4;
+        header[word] = last_hop_v4(header[word]);
+        prop_assert_eq!(sum(&header), 0xffff, "the checksum");
+        prop_assert_eq!(u32::from_be(header[word]) >> 16, 0x100 | u32::from(protocol));
+        // A sum of nothing but ones is zero, too (RFC 1624): the checksum may change its form, and nothing else.
+        prop_assert_eq!(u32::from_be(last_hop_v4(header[word])) >> 16, 0x100 | u32::from(protocol));
+
+        let word = u32::from(length) << 16 | u32::from(protocol) << 8 | u32::from(hops);
+        prop_assert_eq!(u32::from_be(last_hop_v6(word.to_be())), word & !0xff | 1);
+    }
+}
+
+#[test]
+fn the_hop_limit_is_where_the_headers_have_it() {
+    assert_eq!(u32::from_be(ipv4(5, 0, 6)[HOPS_V4 as usize / 4]) >> 24, 64);
+    assert_eq!(u32::from_be(ipv6(6)[HOPS_V6 as usize / 4]) & 0xff, 64);
 }
 
 #[test]
@@ -228,25 +286,31 @@ proptest! {
     fn the_decision(
         enabled in any::<bool>(), closed in any::<bool>(), port in any::<bool>(), opening in any::<bool>(),
         selected in any::<bool>(), taken in any::<bool>(), own in any::<bool>(), listener in any::<bool>(),
-        astray in any::<bool>(), is_v4 in any::<bool>(),
+        astray in any::<bool>(), is_v4 in any::<bool>(), waits in any::<bool>(), answering in any::<bool>(),
     ) {
         let mut rules = settings(&[if port { 443 } else { 80 }]);
         rules.flags = if enabled { FLAG_ENABLED } else { 0 } | if closed { FLAG_CLOSED } else { 0 };
         let destination = if is_v4 { v4("203.0.113.9") } else { v6("2001:db8::9") };
         let flow = Flow::new(v4("192.0.2.1"), 40_000, destination, 443);
-        let known = Known { selected, taken, own, astray, listener, ..Known::default() };
-        let action = classify(&rules, &packet_of(flow, opening), &known);
+        let value = if waits { Taken::waiting(5) } else { Taken::waiting(5).picked() };
+        let remembered = taken.then_some(value);
+        let known = Known { selected, taken: remembered, own, astray, listener, ..Known::default() };
+        let packet = Packet { answering: answering && !opening, ..packet_of(flow, opening) };
+        let action = classify(&rules, &packet, &known);
 
         // Where it goes.
         let wanted = enabled && port && selected && !own;
         let listener = listener && !astray;
         prop_assert_eq!(action == Action::Take, opening && wanted && listener);
         prop_assert_eq!(action == Action::Refuse, opening && wanted && !listener && closed);
-        prop_assert_eq!(action == Action::Follow, !opening && port && taken && !astray);
+        let follows = !opening && port && taken && !astray;
+        let direct = follows && waits && answering && !closed;
+        prop_assert_eq!(action == Action::Direct, direct);
+        prop_assert_eq!(action == Action::Follow, follows && !direct);
         prop_assert_eq!(action == Action::Lost, !opening && port && taken && astray);
         // A taken flow never leaves, whatever changed since; a connection that is not taken leaves no note behind.
         if !opening {
-            prop_assert!(matches!(action, Action::Follow | Action::Lost | Action::Pass));
+            prop_assert!(matches!(action, Action::Follow | Action::Lost | Action::Pass | Action::Direct));
         } else if !matches!(action, Action::Take | Action::Refuse) {
             prop_assert!(matches!(action, Action::Forget | Action::Own | Action::Open));
         }

@@ -63,6 +63,7 @@ pub struct Report {
     trust: Option<TrustStatus>,
     outbound_proxy: Option<String>,
     worker_restarts: u64,
+    prober_restarts: u64,
     /// Connections of our own through the live datapath, by the way they took.
     self_tests: Vec<SelfTest>,
     #[serde(default)]
@@ -127,6 +128,7 @@ impl Report {
             trust: None,
             outbound_proxy: None,
             worker_restarts: master.worker_restarts,
+            prober_restarts: master.prober_restarts,
             self_tests: master.self_tests.unwrap_or_default(),
             dns: DnsStatus::default(),
             upgrades: master.upgrades,

@@ -208,6 +208,9 @@ fn words(reason: Reason) -> &'static str {
             "they were open before the proxy took the Agent or knew the address (intercept.reset_existing resets them)"
         }
         Reason::NotTaken => "the Agent is selected and not intercepted: `status` says why",
+        Reason::NotLed => {
+            "no routing rule led its packets to the proxy: `doctor` names a rule before ours (intercept.on_failure: open)"
+        }
     }
 }
 

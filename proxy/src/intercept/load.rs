@@ -11,7 +11,7 @@ use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use proxy_ebpf::{
     Counter, Flow, HandoverKey, Interface, Leak, LeakKey, MAX_COUNTED, MAX_FLOWS, MAX_HANDOVER, MAX_LEAKED,
-    MAX_NETWORKS, MAX_OWN_FLOWS, MAX_PREFIXES, Namespace, Original, OwnFlow, Passed, SLOTS, Settings,
+    MAX_NETWORKS, MAX_OWN_FLOWS, MAX_PREFIXES, Namespace, Original, OwnFlow, Passed, SLOTS, Settings, Taken,
 };
 use serde::{Deserialize, Serialize};
 
@@ -75,7 +75,7 @@ pub struct Loaded {
     pub(super) counters: PerCpuArray<MapData, u64>,
     pub(super) namespaces: HashMap<MapData, u64, Namespace>,
     pub(super) interfaces: HashMap<MapData, u32, Interface>,
-    pub(super) flows: HashMap<MapData, Flow, u32>,
+    pub(super) flows: HashMap<MapData, Flow, Taken>,
     pub(super) own_flows: HashMap<MapData, OwnFlow, u32>,
     pub(super) leaked: HashMap<MapData, LeakKey, Leak>,
     pub(super) counted: HashMap<MapData, u64, u32>,
@@ -174,7 +174,13 @@ const LAYOUTS: [Layout; 16] = {
             MAX_NETWORKS,
         )
         .flags(GROWS),
-        layout("FLOWS", MapType::LruHash, size_of::<Flow>(), 4, MAX_FLOWS),
+        layout(
+            "FLOWS",
+            MapType::LruHash,
+            size_of::<Flow>(),
+            size_of::<Taken>(),
+            MAX_FLOWS,
+        ),
         layout(
             "OWN_FLOWS",
             MapType::LruHash,

@@ -197,7 +197,7 @@ impl Loaded {
             .flows
             .iter()
             .flatten()
-            .filter(|(_, owner)| networks.contains(owner))
+            .filter(|(_, taken)| networks.contains(&taken.network()))
             .map(|(flow, _)| flow)
             .collect();
         for flow in gone {

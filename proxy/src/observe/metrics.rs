@@ -392,6 +392,12 @@ impl Counters {
                 u64::from(test.passed()),
             )?;
         }
+        encode_lone_counter(
+            e,
+            "self_test_process_restarts",
+            "Processes for connections of our own that ended or hung, and were replaced",
+            master.prober_restarts,
+        )?;
         encode_lone_counter(e, "worker_restarts", "Workers that died", master.worker_restarts)?;
         encode_lone_counter(
             e,

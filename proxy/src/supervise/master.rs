@@ -377,6 +377,7 @@ impl Master {
             interception: self.interception.status(),
             self_tests: Some(self.prober.status()),
             worker_restarts: self.restarts,
+            prober_restarts: self.prober.restarts(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             upgrades: self.upgrades,
             log_lost: logging::lost(),

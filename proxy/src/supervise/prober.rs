@@ -33,6 +33,15 @@ const ROUND: usize = 16;
 const AGAIN: Duration = Duration::from_secs(1);
 /// A result that is older than its turn by this is none: the tests themselves hang.
 const STALE: Duration = Duration::from_secs(35);
+/// After so long without an answer its way is none that is known to work: both steps have ended after half of that.
+const LATE: Duration = LIMIT.saturating_mul(4);
+/// After so long the process hangs, and is replaced. As long as the master waits for a worker's sign of life.
+const HUNG: Duration = Duration::from_secs(15);
+/// The same of one that starts, as of a worker.
+const START: Duration = Duration::from_secs(60);
+/// Processes that hang one after the other are replaced at once, then after pauses that double up to this: one that even
+/// SIGKILL does not end stays.
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
 /// Where the process may live.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,8 +103,14 @@ pub struct Prober {
     /// Why there is no process, although one is wanted.
     problem: Option<String>,
     waiting: VecDeque<Way>,
-    asked: Option<(u64, String)>,
+    asked: Option<Asked>,
     last: u64,
+    /// Processes that hung, since the last answer.
+    hung: u32,
+    /// When the next process may be started.
+    not_before: Option<Instant>,
+    /// Processes that ended or hung.
+    restarts: u64,
     found: BTreeMap<String, Found>,
     next: Option<Instant>,
     /// How many rounds every way needs to have its turn.
@@ -113,6 +128,9 @@ impl Default for Prober {
             waiting: VecDeque::new(),
             asked: None,
             last: 0,
+            hung: 0,
+            not_before: None,
+            restarts: 0,
             found: BTreeMap::new(),
             next: None,
             rounds: 1,
@@ -122,8 +140,17 @@ impl Default for Prober {
     }
 }
 
+/// What the process was asked, and has not answered.
+struct Asked {
+    id: u64,
+    way: String,
+    at: Instant,
+}
+
 struct Running {
-    _child: Child,
+    child: Child,
+    /// It has answered once.
+    proven: bool,
     sender: Sender,
     receiver: Receiver,
 }
@@ -153,7 +180,7 @@ impl Found {
 impl Prober {
     /// Starts the process, where there is none. Must be called inside a tokio runtime.
     pub async fn start(&mut self, place: &Place) {
-        if self.running.is_some() {
+        if self.running.is_some() || self.not_before.is_some_and(|at| Instant::now() < at) {
             return;
         }
         match Running::start(place).await {
@@ -227,15 +254,65 @@ impl Prober {
         };
         match heard {
             Ok(Some((answer, _))) => {
+                (self.hung, self.not_before) = (0, None);
+                if let Some(running) = &mut self.running {
+                    running.proven = true;
+                }
                 // Of an earlier round: its way may be gone.
-                if let Some((_, name)) = self.asked.take_if(|(id, _)| *id == answer.id) {
-                    self.note(&name, answer.error);
+                if let Some(asked) = self.asked.take_if(|asked| asked.id == answer.id) {
+                    self.note(&asked.way, answer.error);
                 }
                 self.ask_next().await;
             }
             Ok(None) => self.lost("it ended"),
             Err(error) => self.lost(&error.to_string()),
         }
+    }
+
+    /// Ends a process that does not answer; the next round starts another. To be called every second or so.
+    pub async fn look_after(&mut self) {
+        if self.unanswered(HUNG).is_none() {
+            return;
+        }
+        // We may have stood still ourselves: what was answered meanwhile counts.
+        if tokio::time::timeout(Duration::ZERO, self.answered())
+            .await
+            .is_ok()
+        {
+            return;
+        }
+        let (Some(asked), Some(running)) = (self.asked.take(), self.running.take()) else {
+            return;
+        };
+        let silent = asked.at.elapsed();
+        tracing::error!(
+            pid = running.child.id(), way = %asked.way, ?silent,
+            "the process that makes connections of our own hangs: replacing it"
+        );
+        // Ends it, also when it is stopped.
+        drop(running);
+        self.waiting.clear();
+        self.restarts += 1;
+        self.hung = self.hung.saturating_add(1);
+        let pause = pause(self.hung);
+        self.not_before = Some(Instant::now() + pause);
+        let mut error = hangs(silent);
+        if !pause.is_zero() {
+            error.push_str(&format!(
+                "; {} in a row did, and the next one is started in {pause:?}",
+                self.hung
+            ));
+        }
+        self.note(&asked.way, Some(error));
+        if let Some(found) = self.found.get_mut(&asked.way) {
+            // So much time is more than a moment.
+            found.failures = found.failures.max(2);
+        }
+    }
+
+    /// Processes that ended or hung, and were replaced.
+    pub fn restarts(&self) -> u64 {
+        self.restarts
     }
 
     /// Every way with its last result, in the order of their names.
@@ -247,7 +324,10 @@ impl Prober {
                 way: way.clone(),
                 at: found.at_epoch,
                 failures: found.failures,
-                error: if found.at.elapsed() > stale {
+                error: if self.unanswered(LATE).is_some_and(|asked| asked.way == *way) {
+                    // Without the time: it would be news every second.
+                    Some(hangs(LATE))
+                } else if found.at.elapsed() > stale {
                     Some(match &self.problem {
                         Some(problem) => problem.clone(),
                         None => format!("no result for more than {stale:?}"),
@@ -257,6 +337,13 @@ impl Prober {
                 },
             })
             .collect()
+    }
+
+    /// What has not been answered for so long; one that starts has more time.
+    fn unanswered(&self, limit: Duration) -> Option<&Asked> {
+        let proven = self.running.as_ref().is_some_and(|running| running.proven);
+        let limit = if proven { limit } else { START };
+        self.asked.as_ref().filter(|asked| asked.at.elapsed() > limit)
     }
 
     /// True when every way was tried at least once, with whatever result.
@@ -324,7 +411,13 @@ impl Prober {
             Err(error) => Err(error),
         };
         match sent {
-            Ok(()) => self.asked = Some((ask.id, way.name)),
+            Ok(()) => {
+                self.asked = Some(Asked {
+                    id: ask.id,
+                    way: way.name,
+                    at: Instant::now(),
+                });
+            }
             Err(error) => {
                 self.lost(&error.to_string());
             }
@@ -336,6 +429,7 @@ impl Prober {
         self.running = None;
         self.asked = None;
         self.waiting.clear();
+        self.restarts += 1;
         self.fail(format!(
             "the process that makes connections of our own is gone: {why}"
         ));
@@ -348,6 +442,21 @@ impl Prober {
         }
         self.problem = Some(problem);
     }
+}
+
+/// How long the next process waits when so many hung one after the other.
+fn pause(hung: u32) -> Duration {
+    match hung {
+        0 | 1 => Duration::ZERO,
+        more => EVERY.saturating_mul(1 << (more - 1).min(16)).min(LONGEST_PAUSE),
+    }
+}
+
+fn hangs(silent: Duration) -> String {
+    format!(
+        "no answer for {} s from the process that makes connections of our own: it hangs",
+        silent.as_secs()
+    )
 }
 
 impl Running {
@@ -363,9 +472,26 @@ impl Running {
         let (mut sender, receiver) = Channel::new(ours).split()?;
         sender.send(place).await?;
         Ok(Self {
-            _child: child,
+            child,
+            proven: false,
             sender,
             receiver,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_that_hang_are_replaced_at_a_bounded_rate() {
+        let pauses: Vec<u64> = (0..9).map(|hung| pause(hung).as_secs()).collect();
+        assert_eq!(pauses, [0, 0, 20, 40, 80, 160, 320, 600, 600]);
+        assert_eq!(pause(u32::MAX), LONGEST_PAUSE);
+        assert!(
+            LATE >= 2 * LIMIT + LIMIT && HUNG > LATE,
+            "late, and only then hung"
+        );
     }
 }

@@ -210,6 +210,9 @@ pub struct MasterStatus {
     pub self_tests: Option<Vec<SelfTest>>,
     /// Workers that died or were replaced since start.
     pub worker_restarts: u64,
+    /// Processes for connections of our own that ended or hung, since this program runs.
+    #[serde(default)]
+    pub prober_restarts: u64,
     /// Its version.
     #[serde(default)]
     pub version: String,

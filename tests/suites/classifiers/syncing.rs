@@ -8,7 +8,7 @@ use agent_fips_proxy::intercept::tc::{
     Changes, FILTER_NAME, InterfaceState, InterfaceStatus, Surplus, Tc, Wanted, has_qdisc, links, uninstall,
 };
 use anyhow::{Context, Result};
-use harness::vendor::{OK, SHOT, UNSPEC, filters, has_tcx, tc};
+use harness::vendor::{Answer, OK, SHOT, UNSPEC, filters, has_tcx, tc};
 use harness::{check, check_eq};
 
 use crate::world::{DEVICE, Ours, Table, World, ip, settings, world};
@@ -212,25 +212,32 @@ pub fn a_tcx_duel_is_bounded() -> Result<()> {
     })
 }
 
+/// Where another one stands (on TCX, or at a priority), what it answers, and parts of what is said of it.
+type Shadow = (Option<u16>, Answer, [&'static str; 2]);
+
 pub fn a_shadow_is_named() -> Result<()> {
+    shadows(&[
+        (Some(5), OK, ["`aws_like:[", "intercept.classifier_priority: 4 "]),
+        (
+            Some(10),
+            OK,
+            ["at priority 10, handle 0x1", "intercept.classifier_priority: 9 "],
+        ),
+        (
+            Some(1),
+            SHOT,
+            ["at priority 1, handle 0x1", "intercept.classifier_attach: tcx"],
+        ),
+    ])
+}
+
+pub fn a_shadow_on_tcx_is_named() -> Result<()> {
+    shadows(&[(None, OK, ["on TCX", "no priority of a classic filter"])])
+}
+
+fn shadows(all: &[Shadow]) -> Result<()> {
     world(|world| {
-        for (place, answer, parts) in [
-            (Some(5), OK, ["`aws_like:[", "intercept.classifier_priority: 4 "]),
-            (
-                Some(10),
-                OK,
-                ["at priority 10, handle 0x1", "intercept.classifier_priority: 9 "],
-            ),
-            (
-                Some(1),
-                SHOT,
-                ["at priority 1, handle 0x1", "intercept.classifier_attach: tcx"],
-            ),
-            (None, OK, ["on TCX", "no priority of a classic filter"]),
-        ] {
-            if place.is_none() && !has_tcx()? {
-                continue;
-            }
+        for &(place, answer, parts) in all {
             let mut running = Running::start(world, &classic(10))?;
             running.sync(world)?;
             let index = world.link(DEVICE)?.index;

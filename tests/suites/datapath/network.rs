@@ -78,18 +78,27 @@ impl Network {
             ip(command)?;
         }
         for family in ["-4", "-6"] {
-            ip(&format!(
-                "{family} rule add pref 8 fwmark 0x00d00000/0x00f00000 iif {DEVICE} lookup 7443"
-            ))?;
             ip(&format!("{family} route add local default dev lo table 7443"))?;
         }
         let capture = pods.thread.run(&far, capture)??;
-        Ok(Self {
+        let this = Self {
             pods,
             pod,
             far,
             capture,
-        })
+        };
+        this.rules("add")?;
+        Ok(this)
+    }
+
+    /// Our rules, which lead marked packets here: `add` or `del`.
+    pub(super) fn rules(&self, verb: &str) -> Result<()> {
+        for family in ["-4", "-6"] {
+            ip(&format!(
+                "{family} rule {verb} pref 8 fwmark 0x00d00000/0x00f00000 iif {DEVICE} lookup 7443"
+            ))?;
+        }
+        Ok(())
     }
 
     pub(super) fn agent(&self, world: &World, action: &str) -> Result<Value> {

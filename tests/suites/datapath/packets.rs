@@ -1,8 +1,7 @@
 //! Datapath `tc` at the level of the programs: which packets of a pod are taken, and what leaves this host.
 
+use std::os::fd::AsRawFd;
 use std::thread;
-
-use aya::programs::{SchedClassifier, TcAttachType};
 
 use super::namespaces::own_directory;
 use super::network::{DEVICE, NETWORK, Network, Way, attach, end, start_acceptor};
@@ -21,15 +20,6 @@ fn settings(world: &World) -> Intercept {
 }
 
 pub(super) fn packets_reach_the_listener_by_tcx(world: &World) -> Result<()> {
-    let supported = SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok();
-    if !supported {
-        // Before 6.6 there is no TCX: the other scenario is the one that counts.
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-        let mut numbers = release.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
-        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        ensure!(version < (6, 6), "no TCX on {release}");
-        return Ok(());
-    }
     packets_reach_the_listener(world, Way::Tcx)
 }
 
@@ -286,6 +276,119 @@ pub(super) fn without_a_listener_packets_follow_the_policy(world: &World) -> Res
     )?;
     ensure!(attached.kernel.flows() == 2);
     end(acceptor)
+}
+
+/// No rule leads to us, as after another name for the pod's interface: rules know interfaces by their names. `closed`: nothing of
+/// what is taken leaves, and what was open goes on when the rule is back. `open`: new connections go direct, stay so, and are
+/// counted.
+pub(super) fn without_our_rule_packets_follow_the_policy(world: &World) -> Result<()> {
+    let network = Network::new()?;
+    // With it the kernel finds the socket before it asks for a route, and forwards no packet that has one.
+    fs::write("/proc/sys/net/ipv4/ip_early_demux", "0")?;
+    let mut config = settings(world);
+    let mut proxy = Proxy::start(&config)?;
+    let acceptor = start_acceptor(&proxy)?;
+    let attached = attach(Way::Clsact)?;
+    let targets = ["203.0.113.5:80", "[2001:db8::5]:80"];
+    let hold = |policy: &str| -> Result<()> {
+        let mut streams = targets
+            .iter()
+            .map(|target| held(&network, target))
+            .collect::<Result<Vec<_>>>()?;
+        network.rules("del")?;
+        for stream in &mut streams {
+            stream.write_all(b"meant for the proxy")?;
+        }
+        // Sent again and again meanwhile.
+        thread::sleep(Duration::from_secs(1));
+        ensure!(
+            network.arrived(80)? == 0,
+            "{policy}: packets of a taken connection left"
+        );
+        for stream in &streams {
+            ensure!(waiting(stream)? > 0, "{policy}: somebody has acknowledged it");
+        }
+        network.rules("add")?;
+        for stream in &streams {
+            harness::eventually("the rest of a taken connection", Duration::from_secs(5), || {
+                Ok((waiting(stream)? == 0).then_some(()))
+            })?;
+        }
+        Ok(())
+    };
+    hold("closed")?;
+    network.rules("del")?;
+    for target in targets {
+        let seen = network.agent(world, &format!("connect {target}"))?;
+        ensure!(seen["reached"].is_null(), "closed, and yet {seen}");
+    }
+    network.rules("add")?;
+    for target in targets {
+        expect(
+            &network.agent(world, &format!("connect {target}"))?,
+            target,
+            target,
+        )?;
+    }
+    ensure!(network.arrived(80)? == 0, "closed, and yet packets left");
+    let found = leaked(&mut proxy);
+    ensure!(found.is_empty(), "closed: {found:?}");
+
+    config.on_failure = OnFailure::Open;
+    proxy.interceptor.reconfigure(&config)?;
+    hold("open")?;
+    network.rules("del")?;
+    let mut direct = Vec::new();
+    for target in ["203.0.113.5:9443", "[2001:db8::5]:9443"] {
+        let stream = network.connect(target, 0)?;
+        same_bytes(stream.try_clone()?)?;
+        direct.push(stream);
+    }
+    for target in targets {
+        expect(
+            &network.agent(world, &format!("connect {target}"))?,
+            DIRECT,
+            target,
+        )?;
+    }
+    ensure!(network.arrived(80)? > 0, "the capture sees nothing at all");
+    let expected = vec![("unknown".to_owned(), "not_led".to_owned(), 4)];
+    let found = leaked(&mut proxy);
+    ensure!(found == expected, "{found:?}");
+    network.rules("add")?;
+    for stream in direct {
+        // As it began.
+        same_bytes(stream)?;
+    }
+    for target in targets {
+        expect(
+            &network.agent(world, &format!("connect {target}"))?,
+            target,
+            target,
+        )?;
+    }
+    let found = leaked(&mut proxy);
+    ensure!(found == expected, "{found:?}");
+    drop(attached);
+    end(acceptor)
+}
+
+/// A connection that our listener took; what it says is read.
+fn held(network: &Network, target: &str) -> Result<TcpStream> {
+    let mut stream = network.connect(target, 0)?;
+    let mut reached = String::new();
+    stream.read_to_string(&mut reached)?;
+    ensure!(reached == target, "{target}: reached {reached}");
+    Ok(stream)
+}
+
+/// Bytes that the other side has not acknowledged.
+fn waiting(stream: &TcpStream) -> Result<libc::c_int> {
+    let mut count = 0;
+    // SAFETY: SIOCOUTQ (tcp(7)) fills in one number, of a socket that is open. No crate of ours has the call.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+    ensure!(result == 0, std::io::Error::last_os_error());
+    Ok(count)
 }
 
 pub(super) fn nothing_leaves_after_the_listener_was_killed(world: &World) -> Result<()> {

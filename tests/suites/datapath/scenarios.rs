@@ -30,6 +30,7 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::{MapInfo, loaded_maps};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{loaded_links, loaded_programs};
+use harness::suite::Need;
 use nix::libc;
 use nix::mount::{MsFlags, mount, umount};
 use serde_json::Value;
@@ -245,7 +246,23 @@ pub const ALL: &[(&str, Scenario)] = &[
         "nothing_leaves_after_the_listener_was_killed",
         packets::nothing_leaves_after_the_listener_was_killed,
     ),
+    (
+        "without_our_rule_packets_follow_the_policy",
+        packets::without_our_rule_packets_follow_the_policy,
+    ),
 ];
+
+/// What a scenario needs. Most need what all do.
+pub fn needs(name: &str) -> &'static [Need] {
+    match name {
+        "packets_reach_the_listener_by_tcx" => &[Need::Bpf, Need::Linux(6, 6, "TCX")],
+        "a_leak_without_memory_for_its_note_is_counted" => &[
+            Need::Bpf,
+            Need::Linux(6, 7, "net.core.optmem_max of each network namespace"),
+        ],
+        _ => &[Need::Bpf],
+    }
+}
 
 /// Runs one.
 pub fn run(name: &str) -> Result<()> {

@@ -18,14 +18,6 @@ use crate::ROLE;
 /// What the server behind a destination says to a connection that was not taken.
 pub const DIRECT: &str = "direct";
 
-/// Why scenarios cannot run here.
-pub fn obstacle() -> Option<String> {
-    if !nix::unistd::geteuid().is_root() {
-        return Some("needs root: namespaces, cgroups and bpf()".to_owned());
-    }
-    Cgroup2::find().err().map(|error| error.to_string())
-}
-
 /// A scenario's surroundings.
 pub struct World {
     cgroups: Cgroup2,

@@ -13,6 +13,7 @@ use crate::catalog::{self, Product, Protocol};
 use crate::config::upstream::split_authority;
 use crate::config::value::{Fault, Raw, list, network, parsed, text};
 use crate::config::{Endpoint, InterfacePattern, ListenAddress, Pin};
+use crate::intercept::CgroupGlob;
 
 /// More pins than anybody has keys would only make each handshake slower.
 const MAX_PINS: usize = 32;
@@ -39,22 +40,15 @@ pub(super) fn address(raw: &Raw) -> Result<ListenAddress, Fault> {
     ListenAddress::try_from(text(raw)?.to_owned()).map_err(Fault::wrong)
 }
 
-/// A cgroup path as the kernel writes it, with `*` and `?`.
+/// What [`cgroup`] takes, for the lists of them.
+pub(super) const CGROUPS: &str = "a list of cgroup paths that begin with / (`*` stands for any text within one component, \
+                                  `**` for any number of components)";
+
+/// A cgroup path as the kernel writes it, with `*` and `**`.
 pub(super) fn cgroup(raw: &Raw) -> Result<String, Fault> {
     let text = text(raw)?;
-    let sound = text.strip_prefix('/').is_some_and(|rest| {
-        !rest.is_empty()
-            && rest
-                .split('/')
-                .all(|part| !part.is_empty() && part != "." && part != "..")
-    });
-    if sound {
-        Ok(text.to_owned())
-    } else {
-        Err(Fault::wrong(format!(
-            "`{text}` is not a path below the root of cgroup2"
-        )))
-    }
+    CgroupGlob::parse(text).map_err(Fault::wrong)?;
+    Ok(text.to_owned())
 }
 
 /// Not so wide that it takes the protection away: 0.0.0.0/0 would allow every metadata service and every neighbour.

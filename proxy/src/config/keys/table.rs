@@ -8,7 +8,8 @@ mod intercept;
 mod upstream;
 
 use super::parse::{
-    address, cgroup, duration_text, hours, level, list_text, member, ms, socket, user, word, yaml_text,
+    CGROUPS, address, cgroup, duration_text, hours, level, list_text, member, ms, socket, user, word,
+    yaml_text,
 };
 use super::{Key, Shape};
 use crate::config::LogFormat;
@@ -159,8 +160,7 @@ const GENERAL: &[Key] = &[
     Key {
         path: "explicit.allowed_cgroups",
         shape: Shape::List,
-        accepted: "a list of cgroup paths that begin with / (`*` stands for any text within one component, `**` \
-                   for any number of components)",
+        accepted: CGROUPS,
         effect: "In which cgroups (and below them) processes may use the product ports; empty: in every one. \
                  With explicit.allowed_users both must hold. Linux 5.8.",
         set: |draft, raw| list(raw, cgroup).map(|value| draft.config.explicit.allowed_cgroups = value),

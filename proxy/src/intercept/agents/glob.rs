@@ -30,9 +30,9 @@ impl CgroupGlob {
     /// Reads a glob.
     ///
     /// # Errors
-    /// It does not begin with `/`, names the root itself, or has `.`, `..` or an empty component.
-    pub fn parse(text: &str) -> Result<Self, InterceptError> {
-        let wrong = |reason| InterceptError::Selector(format!("`{text}` {reason}"));
+    /// It does not begin with `/`, names the root itself, or has `.`, `..`, an empty component or a `**` that is not a whole one.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let wrong = |reason| format!("`{text}` {reason}");
         let path = text
             .strip_prefix('/')
             .ok_or_else(|| wrong("does not begin with `/`; it is a path below the cgroup2 root"))?;
@@ -159,7 +159,8 @@ impl Source for Cgroups {
 
 /// Reads all globs of the configuration.
 pub(in crate::intercept) fn parse_globs(texts: &[String]) -> Result<Vec<CgroupGlob>, InterceptError> {
-    texts.iter().map(|text| CgroupGlob::parse(text)).collect()
+    let globs = texts.iter().map(|text| CgroupGlob::parse(text));
+    globs.collect::<Result<_, _>>().map_err(InterceptError::Selector)
 }
 
 /// What a scan saw.

@@ -10,6 +10,7 @@ use crate::supervise::prober::{From, Place, Way};
 impl Master {
     /// Tries every way when it is time, while somebody serves.
     pub(super) async fn probe(&mut self) {
+        self.prober.look_after().await;
         if !self.prober.is_due() || !self.workers.iter().any(|worker| worker.ready && !worker.draining) {
             return;
         }

@@ -209,6 +209,8 @@ impl Master {
             "handing over"
         );
         notify::reloading();
+        // It would end by itself, unless it hangs.
+        self.prober.end();
         // The thread that writes the log ends with this program.
         logging::finish();
         handover::exec(&candidate.path, self.variables(), &state, copies)

@@ -43,9 +43,11 @@ pub const BPFFS_UNMOUNTED: Row = Row {
 
 pub const VETH_RENAMED: Row = Row {
     name: "veth_renamed",
-    fault: "the interface of a pod that is intercepted (datapath cgroup) gets another name",
+    fault: "the interface of a pod that is intercepted gets another name, and its own again; by each datapath",
     inject: Inject::Whole(veth_renamed),
-    holds: &[Own("the pod stays intercepted")],
+    holds: &[Own(
+        "`cgroup`: no request fails; `tc`: nothing leaves until the new name is seen, and the pod is intercepted again",
+    )],
     needs: &[Need::Bpf, Need::Cni],
     ..ROW
 };
@@ -138,29 +140,29 @@ fn bpffs_unmounted(row: &Row) -> Result<()> {
 }
 
 fn veth_renamed(row: &Row) -> Result<()> {
+    by_another_name(row, "cgroup")?;
+    by_another_name(row, "tc")
+}
+
+fn by_another_name(row: &Row, datapath: &str) -> Result<()> {
     let set = Set::new(row.leads)?;
     let node = Node::new(&set.world, Plugin::Ptp, false, Style::Systemd)?;
     let pod = node.pod()?;
     // The pod's own hosts file knows the healthy intake only.
     let ask = |id: &str| from_pod(&pod, id);
-    let config = intercepting(&set, row, &[pod.above.inside()], "cgroup")?;
+    let config = intercepting(&set, row, &[pod.above.inside()], datapath)?;
     play(set.stage_with(row, &config)?, |stage| {
         until(stage, 1)?;
         ask("pod-1")?;
-        let routes = "routes=$(ip route show dev $0; ip -6 route show dev $0 | grep -v fe80)";
-        // Since Linux 6.2 without taking it down.
-        let rename = format!(
-            "{routes}; ip link set $0 name renamed0 2>/dev/null || {{ ip link set $0 down; ip link set $0 name renamed0
-             ip link set renamed0 up; echo \"$routes\" | while read -r route; do ip route add $route dev renamed0; done; }}"
-        );
-        succeed(
-            stage
-                .set
-                .world
-                .host
-                .command("sh")
-                .args(["-ec", &rename, &pod.network.veth]),
-        )?;
+        pod.network.rename(&pod.network.veth, "renamed0")?;
+        if datapath == "tc" {
+            // Refused meanwhile, each time as another request.
+            let mut number = 100;
+            eventually("a request after another name", LIMIT, || {
+                number += 1;
+                ask(&format!("pod-{number}")).map(Some)
+            })?;
+        }
         for number in 2..6 {
             ask(&format!("pod-{number}"))?;
         }
@@ -168,17 +170,9 @@ fn veth_renamed(row: &Row) -> Result<()> {
         std::thread::sleep(Duration::from_secs(6));
         until(stage, 1)?;
         ask("pod-6")?;
-        let back = "ip link set renamed0 name $0 2>/dev/null || { ip link set renamed0 down; ip link set renamed0 name $0; }";
-        succeed(
-            stage
-                .set
-                .world
-                .host
-                .command("sh")
-                .args(["-ec", back, &pod.network.veth]),
-        )
-        .map(drop)
+        pod.network.rename("renamed0", &pod.network.veth)
     })
+    .with_context(|| format!("datapath {datapath}"))
 }
 
 /// A request of the pod, which the healthy intake gets.

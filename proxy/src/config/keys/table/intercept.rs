@@ -2,7 +2,7 @@
 
 use super::{CNI, KEY, NOBODY, SECURITY};
 use crate::config::keys::parse::{
-    cgroup, interface, list_text, mark_text, node, path, selector, word, yaml_text,
+    CGROUPS, cgroup, interface, list_text, mark_text, node, path, selector, word, yaml_text,
 };
 use crate::config::keys::{Key, Shape};
 use crate::config::value::{Fault, boolean, choice, integer, list, network, optional};
@@ -42,8 +42,7 @@ pub(super) const BEFORE_HTTPS: &[Key] = &[
     Key {
         path: "intercept.agents.cgroups",
         shape: Shape::List,
-        accepted: "a list of cgroup paths that begin with / (`*` stands for any text within one component, `**` \
-                   for any number of components)",
+        accepted: CGROUPS,
         effect: "Who is an Agent: processes in these cgroups, relative to the cgroup2 root, in whichever \
                  network namespace they live.",
         who: "operators whose Agent does not run in the packaged units",

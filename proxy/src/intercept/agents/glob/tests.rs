@@ -48,11 +48,8 @@ fn refused() {
         ("/a/../b", "`..`"),
         ("/a/b**", "whole"),
     ] {
-        let error = CgroupGlob::parse(text).unwrap_err().to_string();
-        assert!(
-            error.contains(part) && error.contains("intercept.agents.cgroups"),
-            "{text}: {error}"
-        );
+        let error = CgroupGlob::parse(text).unwrap_err();
+        assert!(error.contains(part), "{text}: {error}");
     }
 }
 
