@@ -27,6 +27,20 @@ const SOON_FOR: Duration = Duration::from_secs(60);
 /// How often somebody who came or moved on TCX is looked for: the kernel tells nobody.
 const CLASSIFIERS: Duration = Duration::from_millis(250);
 
+/// How the master ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Somebody stopped it. In `open` mode nothing of ours stays; in `closed` mode the policy does, so that nothing leaves while
+    /// we are away.
+    Stop {
+        /// The service manager holds our listeners: connections wait in them.
+        stored: bool,
+    },
+    /// It could not go on, and comes back unless somebody gives up on it: as after a crash the policy stays in either mode, so
+    /// that what goes around us meanwhile is counted.
+    Failure,
+}
+
 /// Interception over the life of the master.
 pub struct Interception {
     config: config::Intercept,
@@ -361,27 +375,31 @@ impl Interception {
         }
     }
 
-    /// The end of the master. `closed`: the policy stays in the kernel, so that nothing leaves while we are away; when the
-    /// listeners are `stored`, connections wait in them. Our own cgroup goes when this is dropped, which is after the last worker.
-    pub fn leave(&mut self, stored: bool) {
+    /// The end of the master. Our own cgroup goes when this is dropped, which is after the last worker.
+    pub fn leave(&mut self, end: End) {
         let Some(kernel) = self.kernel.take() else { return };
-        let keep = self.enabled && self.config.on_failure == OnFailure::Closed && kernel.attached();
-        if keep && stored {
-            tracing::info!(
+        let closed = self.config.on_failure == OnFailure::Closed;
+        let keep = self.enabled && kernel.attached() && (closed || end == End::Failure);
+        let leave = match (keep, end) {
+            (false, _) => Leave::Nothing,
+            (true, End::Stop { stored: true }) => Leave::Listeners,
+            (true, _) => Leave::Policy,
+        };
+        match leave {
+            Leave::Nothing => {}
+            Leave::Listeners => tracing::info!(
                 "interception stays in force (intercept.on_failure: closed): Agents' intake connections wait for the next start, \
                  and fail once the service manager lets go of the listeners"
-            );
-        } else if keep {
-            tracing::warn!(
+            ),
+            Leave::Policy if closed => tracing::warn!(
                 "interception stays in force (intercept.on_failure: closed): Agents' intake connections fail until the \
                  proxy runs again; `agent-fips-proxy uninstall` removes it"
-            );
+            ),
+            Leave::Policy => tracing::warn!(
+                "interception stays in force (intercept.on_failure: open): Agents' intake connections go direct, and are \
+                 counted, until the proxy runs again; `agent-fips-proxy uninstall` removes it"
+            ),
         }
-        let leave = match (keep, stored) {
-            (true, true) => Leave::Listeners,
-            (true, false) => Leave::Policy,
-            (false, _) => Leave::Nothing,
-        };
         match kernel.leave(leave) {
             Ok(sockets) => self.last_sockets = Some(sockets),
             Err(error) => {

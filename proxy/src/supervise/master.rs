@@ -19,7 +19,7 @@ use super::admin::{AdminSocket, Answer, Pending, Request};
 use super::admission::Admission;
 use super::handover::Inherited;
 use super::handover::candidate::Candidate;
-use super::interception::Interception;
+use super::interception::{End, Interception};
 use super::listeners::Listeners;
 use super::notify;
 use super::prober::Prober;
@@ -160,7 +160,7 @@ impl Master {
             match event {
                 Event::Worker(id, event) => {
                     if let Some(exit) = self.on_worker(id, event).await {
-                        self.interception.leave(false);
+                        self.interception.leave(End::Failure);
                         return exit;
                     }
                 }
@@ -327,7 +327,7 @@ impl Master {
         notify::stopping();
         self.prober.end();
         let stored = self.store.in_use();
-        self.interception.leave(stored);
+        self.interception.leave(End::Stop { stored });
         if !stored {
             // Nobody must wait in a backlog that is never served. What is stored is, by the next process.
             self.listeners = Listeners::new(1);

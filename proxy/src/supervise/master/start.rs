@@ -16,7 +16,7 @@ use crate::intercept::InterceptError;
 use crate::supervise::admin::{AdminSocket, Pending};
 use crate::supervise::admission::Admission;
 use crate::supervise::handover::Inherited;
-use crate::supervise::interception::Interception;
+use crate::supervise::interception::{End, Interception};
 use crate::supervise::listeners::{self, Listeners, Sockets};
 use crate::supervise::privileges;
 use crate::supervise::prober::Prober;
@@ -121,7 +121,7 @@ impl Master {
         if let Err(error) = master.start_worker() {
             tracing::error!(%error, "cannot start the worker");
             if master.workers.is_empty() {
-                master.interception.leave(false);
+                master.interception.leave(End::Failure);
                 return Err(Exit::Internal);
             }
             master.settled(Err(error.to_string()));
