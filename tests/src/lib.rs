@@ -14,7 +14,9 @@
 //! - [`proxy`]: the binary under test: start, wait until ready, read its logs and metrics, stop.
 //! - [`manager`]: a service manager that keeps descriptors, as systemd does.
 //! - [`agent`]: clients: curl and our load client.
-//! - [`bpf`]: which kernel objects are ours, and whether they are gone.
+//! - [`steady`]: a load that runs throughout a case, and the account of what reached the intake.
+//! - [`bpf`]: which kernel objects are ours, what is in their maps, and whether they are gone.
+//! - [`held`]: memory, descriptors, threads and connections of processes.
 //! - [`vendor`]: other people's classifiers, attached as they do it.
 //! - [`bench`]: the relay benchmark: load, backend, peers, arithmetic and goals.
 //! - [`suite`]: cases with needs; a missing need is a skip with its reason, and a failure when `CI=true`.
@@ -31,6 +33,7 @@ pub mod clock;
 pub mod cni;
 pub mod dns;
 pub mod forward;
+pub mod held;
 pub mod hostile;
 pub mod inject;
 pub mod intake;
@@ -40,6 +43,7 @@ pub mod manager;
 pub mod netns;
 pub mod plain;
 pub mod proxy;
+pub mod steady;
 pub mod suite;
 pub mod vendor;
 pub mod world;

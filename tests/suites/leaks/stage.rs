@@ -12,7 +12,6 @@ use harness::netns::Host;
 use harness::proxy::Proxy;
 use harness::world::{VERSIONED, World};
 use harness::{check, check_eq, eventually};
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 pub const LIMIT: Duration = Duration::from_secs(30);
@@ -120,13 +119,7 @@ pub fn alarmed(proxy: &Proxy<'_>, agent: &str, reason: &str, at_least: u64) -> R
 
 /// Reads the configuration again, which is a reason to look at what is open, and has that done.
 pub fn reload(proxy: &Proxy<'_>) -> Result<()> {
-    const DONE: &str = "configuration reloaded";
-    let before = lines(proxy, DONE, "INFO").len();
-    proxy.signal(Signal::SIGHUP)?;
-    eventually("the reload", LIMIT, || {
-        Ok((lines(proxy, DONE, "INFO").len() > before).then_some(()))
-    })
-    .with_context(|| proxy.log())?;
+    proxy.reload()?;
     // Answered after a look.
     proxy.status().map(drop)
 }
