@@ -1,5 +1,6 @@
 //! Clients: curl, which nobody here wrote, the PyPI package `datadog`, and our load client `agent-load`.
 
+use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -63,6 +64,22 @@ pub fn ask(host: &Host, cgroup: Option<&Cgroup>, words: &[&str]) -> Result<Curl>
 /// A load client at work.
 pub struct Load {
     child: Child,
+}
+
+/// A try that was not answered 2xx.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// The status, or how the connection failed: `502`, `closed_without_response`.
+    pub why: String,
+    /// The client's port; none when there was no connection.
+    pub port: Option<u16>,
+}
+
+impl Failed {
+    /// The connection ended without an answer.
+    pub fn broke(&self) -> bool {
+        self.port.is_some() && self.why.parse::<u16>().is_err()
+    }
 }
 
 /// What a load client counted; see `src/bin/agent_load.rs`.
@@ -138,9 +155,19 @@ impl Report {
         self.0["statuses"][status.to_string()].as_u64().unwrap_or(0)
     }
 
-    /// The ids of requests that were sent again, each with the reasons.
-    pub fn again(&self) -> std::collections::BTreeMap<String, Vec<String>> {
-        serde_json::from_value(self.0["again"].clone()).unwrap_or_default()
+    /// The ids of requests that were sent again, each with what became of every try before the last.
+    pub fn again(&self) -> BTreeMap<String, Vec<Failed>> {
+        let requests = self.0["again"].as_object().into_iter().flatten();
+        requests
+            .map(|(id, tries)| {
+                let tries = tries.as_array().into_iter().flatten();
+                let tries = tries.map(|one| Failed {
+                    why: one["why"].as_str().unwrap_or_default().to_owned(),
+                    port: one["port"].as_u64().and_then(|port| u16::try_from(port).ok()),
+                });
+                (id.clone(), tries.collect())
+            })
+            .collect()
     }
 
     /// Failures of this kind.

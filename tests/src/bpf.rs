@@ -1,4 +1,4 @@
-//! Which kernel objects a proxy left pinned, and whether they are still loaded.
+//! Which kernel objects a proxy left pinned, whether they are still loaded, and how many entries their maps have.
 //!
 //! The kernel's lists are machine-wide and other tests run beside this one, so a count before and after says nothing:
 //! we remember the ids of what is pinned in the host's own bpffs, and ask for exactly these later.
@@ -7,9 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use aya::maps::loaded_maps;
+use aya::Pod;
+use aya::maps::lpm_trie::LpmTrie;
+use aya::maps::{HashMap, Map, MapData, MapError, MapType, loaded_maps};
 use aya::programs::links::PinnedLink;
 use aya::programs::{loaded_links, loaded_programs};
+use proxy_ebpf::{Flow, HandoverKey, Interface, Leak, LeakKey, Namespace, Original, OwnFlow, Settings};
 
 use crate::netns::Host;
 
@@ -34,6 +37,11 @@ impl Objects {
     /// True when there is none.
     pub fn is_empty(&self) -> bool {
         self.programs.is_empty() && self.maps.is_empty() && self.links.is_empty()
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.programs.len() + self.maps.len() + self.links.len()
     }
 
     /// Those that the kernel still has.
@@ -122,6 +130,63 @@ pub fn held(process: nix::unistd::Pid) -> Result<Objects> {
     let mut objects = Objects::default();
     objects.note(&bpf_descriptors(&process.to_string())?);
     Ok(objects)
+}
+
+/// How many entries each of these maps has that can have more or fewer, by its name; maps of one name together.
+///
+/// The others have a size that nothing changes (arrays, the ring buffer), or live in sockets and go with them.
+pub fn entries(maps: &BTreeSet<u32>) -> Result<BTreeMap<String, usize>> {
+    let mut all = BTreeMap::new();
+    for id in maps {
+        let map = MapData::from_id(*id).with_context(|| format!("map {id}"))?;
+        let info = map.info()?;
+        let name = info.name_as_str().context("a map's name")?.to_owned();
+        let count = match name.as_str() {
+            "SETTINGS" => in_hash::<u32, Settings>(Map::HashMap(map)),
+            "NAMESPACES" => in_hash::<u64, Namespace>(Map::HashMap(map)),
+            "INTERFACES" => in_hash::<u32, Interface>(Map::HashMap(map)),
+            "HANDOVER" => in_hash::<HandoverKey, Original>(Map::LruHashMap(map)),
+            "FLOWS" | "LET_GO" => in_hash::<Flow, u32>(Map::LruHashMap(map)),
+            "OWN_FLOWS" => in_hash::<OwnFlow, u32>(Map::LruHashMap(map)),
+            "LEAKED" => in_hash::<LeakKey, Leak>(Map::LruHashMap(map)),
+            "COUNTED" => in_hash::<u64, u32>(Map::LruHashMap(map)),
+            "PROBED" => in_hash::<u64, u64>(Map::HashMap(map)),
+            "PREFIX4" => in_trie::<u32>(map),
+            "PREFIX6" => in_trie::<[u32; 4]>(map),
+            _ => {
+                let kind = info.map_type()?;
+                if GROWING.contains(&kind) {
+                    bail!("map {name} is of kind {kind:?}, and nobody here knows its keys");
+                }
+                continue;
+            }
+        };
+        *all.entry(name.clone()).or_default() += count.with_context(|| format!("map {name}"))?;
+    }
+    Ok(all)
+}
+
+/// Kinds of maps in which there can be more or fewer entries, sockets apart.
+const GROWING: &[MapType] = &[
+    MapType::Hash,
+    MapType::LruHash,
+    MapType::PerCpuHash,
+    MapType::LruPerCpuHash,
+    MapType::LpmTrie,
+];
+
+fn in_hash<K: Pod, V: Pod>(map: Map) -> Result<usize, MapError> {
+    count(HashMap::<MapData, K, V>::try_from(map)?.keys())
+}
+
+fn in_trie<K: Pod>(map: MapData) -> Result<usize, MapError> {
+    count(LpmTrie::<MapData, K, u32>::try_from(Map::LpmTrie(map))?.keys())
+}
+
+/// A key that goes while they are read sets the kernel back to the first one, so that some may count twice; and it may never end.
+fn count<K>(keys: impl Iterator<Item = Result<K, MapError>>) -> Result<usize, MapError> {
+    const MOST: usize = 1 << 20;
+    keys.take(MOST).try_fold(0, |count, key| key.map(|_| count + 1))
 }
 
 /// The fdinfo of every bpf descriptor of a process, by its number.

@@ -16,7 +16,9 @@
 //! - [`manager`]: a service manager that keeps descriptors, as systemd does.
 //! - [`systemd`]: systemd itself, with the shipped unit, in namespaces.
 //! - [`agent`]: clients: curl and our load client.
-//! - [`bpf`]: which kernel objects are ours, and whether they are gone.
+//! - [`steady`]: a load that runs throughout a case, and the account of what reached the intake.
+//! - [`bpf`]: which kernel objects are ours, what is in their maps, and whether they are gone.
+//! - [`held`]: memory, descriptors, threads and connections of processes.
 //! - [`vendor`]: other people's classifiers, attached as they do it.
 //! - [`wire`]: every packet that leaves a host, and whether it was TLS.
 //! - [`bench`]: the relay benchmark: load, backend, peers, arithmetic and goals.
@@ -36,6 +38,7 @@ pub mod cni;
 pub mod dice;
 pub mod dns;
 pub mod forward;
+pub mod held;
 pub mod hostile;
 pub mod inject;
 pub mod intake;
@@ -45,6 +48,7 @@ pub mod manager;
 pub mod netns;
 pub mod plain;
 pub mod proxy;
+pub mod steady;
 pub mod suite;
 pub mod systemd;
 pub mod vendor;

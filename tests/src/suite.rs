@@ -76,6 +76,11 @@ fn absent(program: &str, word: &str) -> Option<String> {
         .map(|error| format!("{error:#}"))
 }
 
+/// True when this variable asks for the long form of a case: `full`.
+pub fn in_full(variable: &str) -> bool {
+    std::env::var(variable).is_ok_and(|value| value == "full")
+}
+
 /// One case. On failure the error chain is the report.
 pub fn case(name: &str, needs: &'static [Need], body: fn() -> Result<()>) -> Trial {
     row(name, needs, body)

@@ -1,5 +1,7 @@
 //! The harness on its own: a suite that trusts its tools only after they have been seen to catch what they must catch.
 
+#[path = "selfcheck/account.rs"]
+mod account;
 #[path = "selfcheck/gateways.rs"]
 mod gateways;
 #[path = "selfcheck/pods.rs"]
@@ -51,6 +53,11 @@ fn main() -> ExitCode {
             gateways::gateway_asks_who_comes,
         ),
         case("load_client_counts", &[Need::Root], load_client_counts),
+        case(
+            "an_account_sees_what_is_wrong",
+            &[],
+            account::an_account_sees_what_is_wrong,
+        ),
         case(
             "python_client_runs",
             &[Need::Root, Need::Python],

@@ -33,6 +33,10 @@ const UNSAFE: &[(&str, &str)] = &[
         "bpf(2) calls that aya does not offer",
     ),
     (
+        "proxy/src/supervise/worker/heap.rs",
+        "malloc_trim has no safe binding",
+    ),
+    (
         "proxy/src/supervise/channel.rs",
         "a descriptor is received as a bare number",
     ),

@@ -31,8 +31,12 @@ pub const SUITES: &[&str] = &[
     "pods",
     "coexist",
     "secrets",
+    "soak",
     "kubernetes",
 ];
+
+/// What tells the suites which binary is under test.
+const BINARY: &str = "AGENT_FIPS_PROXY_BIN";
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args, Default)]
@@ -110,11 +114,13 @@ fn here(options: &Options, tally: &mut Tally, broken: &mut Vec<String>) -> Resul
     if !suites.is_empty() {
         build_programs()?;
     }
+    // Another one only for who says which: a suite in full, with the release.
+    let binary = std::env::var_os(BINARY).map_or_else(|| build::binary(true), PathBuf::from);
     for suite in suites {
         let mut command = suite_command(suite);
         command
             .args(options.filter.as_deref())
-            .env("AGENT_FIPS_PROXY_BIN", build::binary(true))
+            .env(BINARY, &binary)
             // A backtrace of the harness tells nothing about the proxy.
             .env("RUST_BACKTRACE", "0");
         report(suite, count(&mut command), tally, broken);

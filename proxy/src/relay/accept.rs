@@ -23,7 +23,7 @@ use super::http::{self, ClientIo, MAX_BUFFER, Session, answer};
 use super::intercepted;
 use super::network::{self, NetworkId};
 use super::origin::{self, ClientAddr, Origin, canonical};
-use super::outcome::{ConnectionRecord, Outcome, Said, Via};
+use super::outcome::{ConnectionRecord, Outcome, Said, TlsClient, Via};
 use super::slots::{Full, Slot};
 use super::upstream::connect::Handshake;
 use super::upstream::destination::Destinations;
@@ -246,16 +246,26 @@ async fn connection<H: Handshake>(thread: Rc<Thread<H>>, incoming: Incoming, dra
     };
     let origin = accepted.admitted(origin).await;
     tracing::trace!(client = %client.0, via = via.label(), original_dst = ?origin.original(), "accepted");
-    // Boxed each, so that a connection does not carry the size of the other's.
-    match origin {
+    let serving = match origin {
         Origin::Explicit { .. } => {
             accepted.recording.record.class = Some(Class::Http1.name());
             let window = Window::new(Rc::clone(&accepted.thread.buffers));
             let session = Session::clear(stream, window.into());
-            Box::pin(accepted.terminate(origin, session)).await;
+            Some(accepted.terminate(origin, session))
         }
+        // Boxed, and gone before HTTP is served: an idle client is as large as what serves it.
         Origin::Intercepted(original) => Box::pin(intercepted::run(&mut accepted, original, stream)).await,
+    };
+    if let Some(serving) = serving {
+        accepted.served(serving).await;
     }
+}
+
+/// HTTP that is being served on a connection.
+pub(super) struct Serving {
+    /// Who asked for which name when it made the TLS session; none without TLS.
+    asking: Option<TlsClient>,
+    http: http::Serve,
 }
 
 impl<H: Handshake> Accepted<H> {
@@ -275,28 +285,32 @@ impl<H: Handshake> Accepted<H> {
         }
     }
 
-    /// Serves HTTP on it to its end.
-    pub(super) async fn terminate<IO: ClientIo>(&mut self, origin: Origin, session: Session<IO>) {
+    /// Begins to serve HTTP on it.
+    pub(super) fn terminate<IO: ClientIo>(&mut self, origin: Origin, session: Session<IO>) -> Serving {
+        self.recording.record.decision = "terminate";
+        Serving {
+            asking: session.asking().cloned(),
+            http: http::serve(
+                Rc::clone(&self.thread),
+                self.role,
+                self.client,
+                self.slot.agent(),
+                origin,
+                session,
+                self.drain.clone(),
+            ),
+        }
+    }
+
+    /// Serves it to its end.
+    async fn served(&mut self, Serving { asking, http }: Serving) {
+        let ended = http.await;
         let Self {
             thread,
-            role,
-            client,
             drain,
-            slot,
             recording,
+            ..
         } = self;
-        recording.record.decision = "terminate";
-        let asking = session.asking().cloned();
-        let ended = http::serve(
-            Rc::clone(thread),
-            *role,
-            *client,
-            slot.agent(),
-            origin,
-            session,
-            drain.clone(),
-        )
-        .await;
         recording.record.requests = ended.requests;
         if ended.self_test {
             recording.record.decision = "self-test";

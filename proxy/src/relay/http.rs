@@ -1,6 +1,8 @@
 //! Terminates the client's HTTP: HTTP/1 by a relay of our own, HTTP/2 by hyper.
 
 use std::cell::RefCell;
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -175,8 +177,11 @@ pub(super) struct Ended {
     pub(super) distrust: Option<&'static str>,
 }
 
+/// A connection on which HTTP is served, to its end. Boxed, with nothing left outside: what an idle client costs is mostly its size.
+pub(super) type Serve = Pin<Box<dyn Future<Output = Ended>>>;
+
 /// Serves HTTP on `session` until either side is done or we drain.
-pub(super) async fn serve<H: Handshake, IO: ClientIo>(
+pub(super) fn serve<H: Handshake, IO: ClientIo>(
     thread: Rc<Thread<H>>,
     role: Role,
     addr: ClientAddr,
@@ -184,7 +189,7 @@ pub(super) async fn serve<H: Handshake, IO: ClientIo>(
     origin: Origin,
     session: Session<IO>,
     drain: watch::Receiver<bool>,
-) -> Ended {
+) -> Serve {
     let Session {
         io,
         begun,
@@ -200,11 +205,10 @@ pub(super) async fn serve<H: Handshake, IO: ClientIo>(
         origin,
         asking,
     });
-    // Boxed each: what an idle client costs is mostly the size of this future.
     if http2 {
-        Box::pin(server2::serve(client, io, drain)).await
+        Box::pin(server2::serve(client, io, drain))
     } else {
-        Box::pin(server1::serve(client, io, begun, drain)).await
+        Box::pin(server1::serve(client, io, begun, drain))
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::HttpsHandling;
-use super::accept::{Accepted, reject};
+use super::accept::{Accepted, Serving, reject};
 use super::classify::{self, Class, First};
 use super::decide::{self, Decision, Refusal};
 use super::http::outline::Checked;
@@ -28,20 +28,19 @@ use crate::observe::redact;
 use crate::tls::observe::{ClientHello, Malformed};
 use crate::tls::server::{AcceptError, Alert, Server, alert};
 
-/// To its end and its record. What is rare is boxed: this future lives as long as the connection, and carries the size of
-/// the largest that is not.
+/// To its end and its record, unless it is HTTP that ends here: that is for the caller to serve. What is rare is boxed: this future
+/// carries the size of the largest that is not.
 pub(super) async fn run<H: Handshake>(
     accepted: &mut Accepted<H>,
     original: OriginalDst,
     mut stream: TcpStream,
-) {
+) -> Option<Serving> {
     let network = accepted.role.network();
     accepted.recording.record.original_dst = Some(original.0);
     if accepted.thread.is_own(network, original.0) {
-        return accepted.recording.end(
-            Outcome::NoOrigin,
-            Some("the original destination is our own listener".to_owned()),
-        );
+        let why = "the original destination is our own listener";
+        accepted.recording.end(Outcome::NoOrigin, Some(why.to_owned()));
+        return None;
     }
     // Who speaks first? A protocol in which the server does must not wait for us.
     let mut dialled = None;
@@ -54,7 +53,10 @@ pub(super) async fn run<H: Handshake>(
     });
     let first = match spoke.await {
         // A health check: connected, said nothing, left.
-        Some(Ok(Filled::End)) => return accepted.recording.end(Outcome::Ok, None),
+        Some(Ok(Filled::End)) => {
+            accepted.recording.end(Outcome::Ok, None);
+            return None;
+        }
         Some(Ok(Filled::Some)) => Ok(()),
         Some(Err(error)) => Err(error),
         None => match Box::pin(accepted.first_word(original, &stream)).await {
@@ -64,9 +66,13 @@ pub(super) async fn run<H: Handshake>(
             }
             tunnel::FirstWord::Server(server) => {
                 accepted.recording.record.class = Some(Class::Silent.name());
-                return Box::pin(accepted.tunnel(original, stream, Vec::new(), Some(server))).await;
+                Box::pin(accepted.tunnel(original, stream, Vec::new(), Some(server))).await;
+                return None;
             }
-            tunnel::FirstWord::Nobody => return accepted.recording.end(Outcome::Ok, None),
+            tunnel::FirstWord::Nobody => {
+                accepted.recording.end(Outcome::Ok, None);
+                return None;
+            }
         },
     };
     let first = match first {
@@ -79,19 +85,15 @@ pub(super) async fn run<H: Handshake>(
     };
     let First { class, head, hello } = match first {
         Ok(first) => first,
-        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-            return accepted
-                .recording
-                .end(Outcome::ClientTimeout, Some(error.to_string()));
-        }
-        // It left before it had said what it wants.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            return accepted.recording.end(Outcome::Ok, None);
-        }
         Err(error) => {
-            return accepted
-                .recording
-                .end(Outcome::ClientAborted, Some(error.to_string()));
+            let (outcome, why) = match error.kind() {
+                io::ErrorKind::TimedOut => (Outcome::ClientTimeout, Some(error.to_string())),
+                // It left before it had said what it wants.
+                io::ErrorKind::UnexpectedEof => (Outcome::Ok, None),
+                _ => (Outcome::ClientAborted, Some(error.to_string())),
+            };
+            accepted.recording.end(outcome, why);
+            return None;
         }
     };
     accepted.recording.record.class = Some(class.name());
@@ -104,7 +106,7 @@ pub(super) async fn run<H: Handshake>(
                 checked: None,
             };
             let spoken = Spoken { class, head };
-            accepted.clear(original, stream, spoken, begun, dialled).await;
+            accepted.clear(original, stream, spoken, begun, dialled).await
         }
     }
 }
@@ -123,7 +125,7 @@ impl<H: Handshake> Accepted<H> {
         spoken: Spoken,
         mut begun: Begun,
         dialled: Option<TcpStream>,
-    ) {
+    ) -> Option<Serving> {
         let class = spoken.class;
         let mut checked = None;
         let decision = match spoken.first_head(begun.window.raw()) {
@@ -157,8 +159,8 @@ impl<H: Handshake> Accepted<H> {
         match decision {
             Decision::Terminate => {
                 drop(dialled);
-                self.terminate(Origin::Intercepted(original), Session::clear(stream, begun))
-                    .await;
+                let session = Session::clear(stream, begun);
+                return Some(self.terminate(Origin::Intercepted(original), session));
             }
             Decision::Refuse(refusal) => {
                 let (outcome, reason) = answer::refused(refusal);
@@ -175,6 +177,7 @@ impl<H: Handshake> Accepted<H> {
                 Box::pin(self.tunnel(original, stream, bytes, dialled)).await;
             }
         }
+        None
     }
 
     /// True when a request from a client like this one has found its way before: it asked for an intake, as this one does.
@@ -192,7 +195,7 @@ impl<H: Handshake> Accepted<H> {
         window: Window,
         hello: Result<ClientHello, Malformed>,
         dialled: Option<TcpStream>,
-    ) {
+    ) -> Option<Serving> {
         // Whoever speaks TLS has buffers of its own.
         let bytes = window.raw().to_vec();
         drop(window);
@@ -202,7 +205,8 @@ impl<H: Handshake> Accepted<H> {
             Err(malformed) => {
                 reject(stream, &alert::record(Alert::DecodeError)).await;
                 let why = format!("the ClientHello cannot be read: {malformed}");
-                return self.recording.end(Outcome::BadRequest, Some(why));
+                self.recording.end(Outcome::BadRequest, Some(why));
+                return None;
             }
         };
         let process = (shared.peer)(&stream);
@@ -221,7 +225,7 @@ impl<H: Handshake> Accepted<H> {
             (Decision::Terminate, HttpsHandling::Terminate(server)) => {
                 drop(dialled);
                 let name = name.unwrap_or_default();
-                Box::pin(self.end_session(original, stream, bytes, server, &name)).await;
+                return Box::pin(self.end_session(original, stream, bytes, server, &name)).await;
             }
             (Decision::Passthrough, _) => Box::pin(self.pass(original, stream, bytes, &hello, dialled)).await,
             (Decision::Tunnel, _) => Box::pin(self.tunnel(original, stream, bytes, dialled)).await,
@@ -231,6 +235,7 @@ impl<H: Handshake> Accepted<H> {
                 self.recording.end(outcome, Some(reason.to_owned()));
             }
         }
+        None
     }
 
     /// The Agent's session ends here.
@@ -241,17 +246,21 @@ impl<H: Handshake> Accepted<H> {
         bytes: Vec<u8>,
         server: &Server,
         name: &str,
-    ) {
+    ) -> Option<Serving> {
         self.recording.record.decision = "terminate";
         let shared = Arc::clone(&self.thread.shared);
         let limit = shared.config.limits.header_timeout;
         let (stream, negotiated) = match Box::pin(timeout(limit, server.accept(bytes, stream))).await {
             Ok(Ok(made)) => made,
-            Ok(Err(error)) => return self.not_made(name, &error),
+            Ok(Err(error)) => {
+                self.not_made(name, &error);
+                return None;
+            }
             Err(_) => {
                 let why = "the client did not finish its TLS handshake within limits.header_timeout";
                 shared.recorder.client_tls_failed("timeout");
-                return self.recording.end(Outcome::ClientTimeout, Some(why.to_owned()));
+                self.recording.end(Outcome::ClientTimeout, Some(why.to_owned()));
+                return None;
             }
         };
         let tls = ClientTls {
@@ -267,7 +276,7 @@ impl<H: Handshake> Accepted<H> {
         self.recording.record.tls = Some(tls);
         let window = Window::new(Rc::clone(&self.thread.buffers));
         let session = Session::tls(stream, window, asking, negotiated.http2);
-        self.terminate(Origin::Intercepted(original), session).await;
+        Some(self.terminate(Origin::Intercepted(original), session))
     }
 
     /// The handshake failed. A client that does not trust us is no fault of the moment: it will come back for ever.

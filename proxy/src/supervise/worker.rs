@@ -40,6 +40,7 @@ use crate::tls;
 mod beats;
 mod converse;
 mod data;
+mod heap;
 mod trust;
 
 use data::{Data, sort};
@@ -303,6 +304,7 @@ impl Worker {
             tokio::task::spawn_local(trust::watch(self.shared.tls.clone(), Arc::clone(&self.metrics)));
             tokio::task::spawn_local(http::serve(status_listeners, facts, self.drain.subscribe()));
             tokio::task::spawn_local(authority::watch(self.server.clone()));
+            tokio::task::spawn_local(heap::give_back());
             let mut joined =
                 tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| thread.join().is_ok()));
             // While requests in flight finish this runtime turns: they may still ask for an address or a socket.

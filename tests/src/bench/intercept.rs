@@ -193,7 +193,7 @@ fn port(connect: SocketAddr, place: Place<'_>) -> Target<'_> {
 }
 
 /// The intake itself, in the clear: what an Agent with `http://` URLs does.
-fn intercepted(place: Place<'_>) -> Target<'_> {
+pub fn intercepted(place: Place<'_>) -> Target<'_> {
     Target {
         connect: (BACKEND.ip(), 80).into(),
         host: NAME.to_owned(),

@@ -174,7 +174,7 @@ fn section(name: &str, plan: &Plan, results: &mut Results) -> Result<()> {
 }
 
 /// Thousands of connections in W6: everybody inherits the limit.
-fn raise_limit() -> Result<()> {
+pub fn raise_limit() -> Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     /// 5,000 clients of stunnel are 10,000 sockets; haproxy asks for two for each of its `maxconn` before it starts.
     const FILES: u64 = 18_000;

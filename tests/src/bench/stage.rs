@@ -17,6 +17,7 @@ use crate::cgroup::Cgroup;
 use crate::cni::Pod;
 use crate::dns::NameServer;
 use crate::netns::{Host, join};
+use crate::sibling;
 use crate::world::{INTAKE4, INTAKE6, hosts};
 
 /// The backend's address: an intake's (RFC 5737), at the intake's port.
@@ -182,8 +183,9 @@ fn role(host: &Host, name: &str) -> Result<Command> {
     Ok(command)
 }
 
+/// The program of the roles: ourselves, or beside a suite that uses a stage.
 fn own() -> Result<PathBuf> {
-    std::env::current_exe().context("cannot find our own executable")
+    sibling("bench-relay")
 }
 
 /// A program on a host that dies with us, however we die.

@@ -2,13 +2,15 @@
 //! a close that recycles the port. Prints one JSON report.
 //!
 //! `agent-load --url http://host/path… [--clients 1] [--requests 0] [--body 0] [--ip 4|6|both] [--per-connection 1]
-//! [--api-key KEY] [--interval-ms 0] [--pace-ms 0] [--retries 0] [--timeout-s 30] [--name load]`; `--requests 0` runs until
-//! standard input closes. `--interval-ms` is a pause between two requests of a client, `--pace-ms` the time from the start of
-//! one to the start of the next.
+//! [--api-key KEY] [--interval-ms 0] [--rate 0] [--retries 0] [--timeout-s 30] [--name load]`; `--requests 0` runs until
+//! standard input closes. `--interval-ms` is a pause between two requests of a client. `--rate` is an open loop: so many requests a
+//! second begin, all clients together, each by the next client that is free, whatever became of those before; what is late because
+//! all clients wait is made up for, and its time counts from when it was due.
 //!
 //! `--retries` sends what was not answered 2xx again, with the same id, as the Agent's forwarder does with every transaction
-//! (`HTTPTransaction` in `comp/forwarder/defaultforwarder`): whatever failed, however far it got, but for 400, 403 and 413. The
-//! report names the ids of what was sent again and why; an answer counts once, the last one.
+//! (`HTTPTransaction` in `comp/forwarder/defaultforwarder`): whatever failed, however far it got, but for 400, 403 and 413. Each try
+//! has its number in `x-test-try`. The report names the ids of what was sent again, and of each try that failed why and the local port
+//! of its connection; an answer counts once, the last one.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -19,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
 
 struct Options {
     targets: Vec<Target>,
@@ -28,7 +31,8 @@ struct Options {
     per_connection: u64,
     api_key: String,
     interval: Duration,
-    pace: Duration,
+    /// Requests a second; 0: closed loop.
+    rate: u32,
     retries: u32,
     timeout: Duration,
     name: String,
@@ -47,8 +51,8 @@ struct Counts {
     connects: u64,
     statuses: BTreeMap<String, u64>,
     errors: BTreeMap<String, u64>,
-    /// By id: why it was sent again.
-    again: BTreeMap<String, Vec<String>>,
+    /// By id: what became of each try before the last.
+    again: BTreeMap<String, Vec<Value>>,
     slowest_ms: u64,
 }
 
@@ -59,11 +63,12 @@ fn main() -> Result<()> {
     let options = options()?;
     let stop = AtomicBool::new(false);
     let next = AtomicU64::new(0);
+    let begun = Instant::now();
     let counts = Mutex::new(Counts::default());
     if options.requests == 0 {
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..options.clients)
-                .map(|_| scope.spawn(|| client(&options, &next, &stop, &counts)))
+                .map(|_| scope.spawn(|| client(&options, begun, &next, &stop, &counts)))
                 .collect();
             let mut ignored = Vec::new();
             let _ = std::io::stdin().read_to_end(&mut ignored);
@@ -75,12 +80,12 @@ fn main() -> Result<()> {
     } else {
         std::thread::scope(|scope| {
             for _ in 0..options.clients {
-                scope.spawn(|| client(&options, &next, &stop, &counts));
+                scope.spawn(|| client(&options, begun, &next, &stop, &counts));
             }
         });
     }
     let counts = counts.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let report = serde_json::json!({
+    let report = json!({
         "attempts": counts.attempts,
         "connects": counts.connects,
         "statuses": counts.statuses,
@@ -93,9 +98,9 @@ fn main() -> Result<()> {
 }
 
 /// One client: takes the next request number until there is none left.
-fn client(options: &Options, next: &AtomicU64, stop: &AtomicBool, counts: &Mutex<Counts>) {
+fn client(options: &Options, begun: Instant, next: &AtomicU64, stop: &AtomicBool, counts: &Mutex<Counts>) {
     let mut mine = Counts::default();
-    let mut connection: Option<(TcpStream, u64)> = None;
+    let mut connection: Option<Connection> = None;
     while !stop.load(Ordering::Relaxed) {
         let number = next.fetch_add(1, Ordering::Relaxed);
         if options.requests != 0 && number >= options.requests {
@@ -107,10 +112,25 @@ fn client(options: &Options, next: &AtomicU64, stop: &AtomicBool, counts: &Mutex
             connection = None;
         }
         mine.attempts += 1;
-        let start = Instant::now();
+        let start = match options.rate {
+            0 => Instant::now(),
+            rate => {
+                let due = begun + Duration::from_nanos(number * 1_000_000_000 / u64::from(rate));
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                due
+            }
+        };
         let mut tries = 0;
         loop {
-            let answer = request(options, target, number, &mut connection, &mut mine.connects);
+            let mut port = None;
+            let answer = request(
+                options,
+                target,
+                (number, tries),
+                &mut connection,
+                &mut port,
+                &mut mine.connects,
+            );
             if answer.is_err() {
                 connection = None;
             }
@@ -123,7 +143,8 @@ fn client(options: &Options, next: &AtomicU64, stop: &AtomicBool, counts: &Mutex
             if let Some(why) = why.filter(|_| tries < options.retries) {
                 tries += 1;
                 let id = format!("{}-{number}", options.name);
-                mine.again.entry(id).or_default().push(why);
+                let failed = json!({"why": why, "port": port});
+                mine.again.entry(id).or_default().push(failed);
                 std::thread::sleep(BACKOFF * tries);
                 continue;
             }
@@ -138,7 +159,6 @@ fn client(options: &Options, next: &AtomicU64, stop: &AtomicBool, counts: &Mutex
         if !options.interval.is_zero() {
             std::thread::sleep(options.interval);
         }
-        std::thread::sleep(options.pace.saturating_sub(start.elapsed()));
     }
     let mut all = counts.lock().unwrap_or_else(PoisonError::into_inner);
     all.attempts += mine.attempts;
@@ -153,12 +173,16 @@ fn client(options: &Options, next: &AtomicU64, stop: &AtomicBool, counts: &Mutex
     }
 }
 
-/// One request; the error is its kind.
+/// A connection, and how many requests it has served.
+type Connection = (TcpStream, u64);
+
+/// One try of a request, by the number of both; the error is its kind. `port` becomes the local one of its connection.
 fn request(
     options: &Options,
     target: &Target,
-    number: u64,
-    connection: &mut Option<(TcpStream, u64)>,
+    (number, tries): (u64, u32),
+    connection: &mut Option<Connection>,
+    port: &mut Option<u16>,
     connects: &mut u64,
 ) -> Result<u16, String> {
     let (mut stream, served) = match connection.take().filter(|(stream, _)| is_open(stream)) {
@@ -168,10 +192,11 @@ fn request(
             (connect(options, target)?, 0)
         }
     };
+    *port = stream.local_addr().ok().map(|address| address.port());
     let body = body(options.body, number);
     let head = format!(
         "{} {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: datadog-agent/7.81.0\r\nDD-API-KEY: {}\r\nContent-Type: application/json\r\n\
-         x-test-id: {}-{number}\r\nx-test-sha256: {}\r\nContent-Length: {}\r\n\r\n",
+         x-test-id: {}-{number}\r\nx-test-try: {tries}\r\nx-test-sha256: {}\r\nContent-Length: {}\r\n\r\n",
         if body.is_empty() { "GET" } else { "POST" },
         target.path,
         target.host,
@@ -287,7 +312,7 @@ fn options() -> Result<Options> {
         per_connection: 1,
         api_key: "none".to_owned(),
         interval: Duration::ZERO,
-        pace: Duration::ZERO,
+        rate: 0,
         retries: 0,
         timeout: Duration::from_secs(30),
         name: "load".to_owned(),
@@ -306,7 +331,7 @@ fn options() -> Result<Options> {
             "--per-connection" => options.per_connection = value.parse()?,
             "--api-key" => options.api_key = value,
             "--interval-ms" => options.interval = Duration::from_millis(value.parse()?),
-            "--pace-ms" => options.pace = Duration::from_millis(value.parse()?),
+            "--rate" => options.rate = value.parse()?,
             "--retries" => options.retries = value.parse()?,
             "--timeout-s" => options.timeout = Duration::from_secs(value.parse()?),
             "--name" => options.name = value,

@@ -10,6 +10,7 @@ use harness::ca::Fault;
 use harness::cgroup::MemoryLimit;
 use harness::clock::Clock;
 use harness::dns::Says;
+use harness::held::Held;
 use harness::hostile::Hostile;
 use harness::proxy::{Launch, Proxy};
 use harness::world::{API_KEY, World, hosts, names};
@@ -297,15 +298,12 @@ impl Stage<'_> {
 
     /// Open files of the worker.
     pub fn descriptors(&self) -> Result<usize> {
-        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.processes.1))?.count())
+        Ok(usize::try_from(Held::of(self.processes.1)?.descriptors)?)
     }
 
     /// The worker's memory in RAM, in bytes.
     pub fn resident(&self) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.processes.1))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let words = line.context("no VmRSS")?.trim().trim_end_matches(" kB");
-        Ok(words.parse::<u64>()? << 10)
+        Ok(Held::of(self.processes.1)?.rss << 10)
     }
 
     /// Connections of so many clients to the product that breaks, each with this sent; held until the fault ends.

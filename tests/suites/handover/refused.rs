@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use harness::proxy::{Installed, Proxy, binary};
+use harness::steady::{EXPLICIT, LIMIT};
 use harness::world::World;
 use harness::{check, check_eq, eventually};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::load::{EXPLICIT, LIMIT, ask, pair, unharmed, upgraded};
+use crate::load::{ask, pair, unharmed, upgraded};
 
 /// Nothing happened but a refusal that says `words`.
 fn refused(world: &World, proxy: &Proxy<'_>, output: &Output, words: &str) -> Result<()> {

@@ -7,15 +7,18 @@ use anyhow::{Context, Result};
 use harness::agent::{Load, Report};
 use harness::cgroup::{self, Cgroup};
 use harness::cni::{Node, Plugin, Style};
+use harness::held::{ESTABLISHED, Tcp, sockets};
 use harness::manager::Manager;
 use harness::netns::Host;
 use harness::proxy::{Installed, Launch, Proxy};
+use harness::steady::{Account, EXPLICIT, LIMIT, intercepted};
 use harness::world::World;
 use harness::{check, check_eq, eventually};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::load::{EXPLICIT, LIMIT, ask, intercepted, pair, unharmed, upgraded};
+use crate::load::{ask, pair, unharmed, upgraded};
 use crate::pod::from_the_pod;
 
 /// Starts the proxy as a service of this manager.
@@ -47,33 +50,20 @@ fn serves(proxy: &Proxy<'_>, host: &Host, agent: Option<&Cgroup>, url: &str, whe
 
 /// That many connections to anywhere are open in a host's network and have not been answered.
 fn connected(host: &Host, port: u16, wanted: usize) -> Result<()> {
+    let holder = Pid::from_raw(i32::try_from(host.pid())?);
     eventually("connections that wait", LIMIT, || {
-        let mut found = 0;
-        for file in ["tcp", "tcp6"] {
-            let text = std::fs::read_to_string(format!("/proc/{}/net/{file}", host.pid()))?;
-            let suffix = format!(":{port:04X}");
-            // The client's end: established, towards this port.
-            found += text
-                .lines()
-                .skip(1)
-                .filter(|line| {
-                    let words: Vec<&str> = line.split_whitespace().collect();
-                    words.get(2).is_some_and(|remote| remote.ends_with(&suffix))
-                        && words.get(3) == Some(&"01")
-                })
-                .count();
-        }
+        // The client's end.
+        let open = |socket: &Tcp| socket.remote == port && socket.state == ESTABLISHED;
+        let found = sockets(holder)?.iter().filter(|socket| open(socket)).count();
         Ok((found >= wanted).then_some(()))
     })
 }
 
 fn served(world: &World, load: Load, name: &str, proxy: &Proxy<'_>) -> Result<Report> {
     let report = load.wait()?;
-    check!(report.all(202), "{name}: {report:?}\n{}", proxy.log());
-    let arrivals = crate::load::arrivals(world, name);
-    check_eq!(arrivals.len(), 6, "{name}: at the intake");
-    check!(arrivals.values().all(|times| *times == 1), "{name}: {arrivals:?}");
-    check_eq!(world.intake.faults(), Vec::<String>::new(), "faults");
+    check_eq!(report.count("attempts"), 6, "{name}");
+    let twice = Account::of(world).whole(name, &report, &proxy.log())?;
+    check!(twice.is_empty(), "{name}: came twice: {twice:?}");
     Ok(report)
 }
 
@@ -101,7 +91,7 @@ pub fn killed_connections_wait() -> Result<()> {
         let name = format!("round{round}");
         let load = waiting(&world.host, None, EXPLICIT, &name)?;
         connected(&world.host, 9804, 6)?;
-        check_eq!(crate::load::arrivals(&world, &name).len(), 0, "nobody answers");
+        check_eq!(Account::of(&world).requests(&name), 0, "nobody answers");
         proxy = start(&world, &manager, &world.config())?;
         served(&world, load, &name, &proxy)?;
         check_eq!(manager.names(), names, "nothing is stored twice");

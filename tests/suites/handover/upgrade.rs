@@ -9,12 +9,13 @@ use harness::cgroup::Cgroup;
 use harness::cni::{Node, Plugin, Style};
 use harness::intake::Answer;
 use harness::proxy::{Installed, Launch, Proxy};
+use harness::steady::{EXPLICIT, LIMIT, intercepted};
 use harness::world::World;
 use harness::{check, check_eq, eventually};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
-use crate::load::{EXPLICIT, LIMIT, ask, intercepted, pair, unharmed, upgraded};
+use crate::load::{ask, pair, unharmed, upgraded};
 use crate::pod::from_the_pod;
 
 /// Which file a process runs.

@@ -42,35 +42,40 @@ use inbound::{Inbound, say};
 
 /// Serves HTTP/1 on `io` until either side is done or we drain. `begun` is what was read from it before, and
 /// waited with.
-pub(super) async fn serve<H: Handshake, IO: ClientIo>(
+///
+/// No `async fn`: that would keep its arguments beside what is made of them. And what an idle client does not need is boxed, and there
+/// only as long as a request is.
+pub(super) fn serve<H: Handshake, IO: ClientIo>(
     client: Rc<Client<H>>,
     io: IO,
     begun: Begun,
     mut drain: watch::Receiver<bool>,
-) -> Ended {
+) -> impl Future<Output = Ended> {
     let mut connection = Connection::new(client, io, begun, drain.clone());
-    let mut draining = pin!(drained(&mut drain));
-    let end = loop {
-        match connection.head(draining.as_mut()).await {
-            Next::Request(end) => match connection.request(end).await {
-                Then::Next => connection.idle_since = Instant::now(),
-                Then::Close(outcome, violation) => break End::shut(outcome, violation),
-                Then::Refuse(violation) => break End::refused(violation),
-                Then::Cut(outcome) => break End::cut(outcome),
-            },
-            Next::Refused(violation) => break End::refused(violation),
-            Next::Idle => break End::shut(Outcome::Ok, None),
-            // Without the close_notify that few clients send.
-            Next::Failed(error) => {
-                let mut end = End::cut(connection.left());
-                end.distrust = alert::distrust_in(&error);
-                break end;
+    async move {
+        let mut draining = pin!(drained(&mut drain));
+        let end = loop {
+            match connection.head(draining.as_mut()).await {
+                Next::Request(end) => match Box::pin(connection.request(end)).await {
+                    Then::Next => connection.idle_since = Instant::now(),
+                    Then::Close(outcome, violation) => break End::shut(outcome, violation),
+                    Then::Refuse(violation) => break End::refused(violation),
+                    Then::Cut(outcome) => break End::cut(outcome),
+                },
+                Next::Refused(violation) => break End::refused(violation),
+                Next::Idle => break End::shut(Outcome::Ok, None),
+                // Without the close_notify that few clients send.
+                Next::Failed(error) => {
+                    let mut end = End::cut(connection.left());
+                    end.distrust = alert::distrust_in(&error);
+                    break end;
+                }
+                Next::Left if connection.partial => break End::cut(Outcome::ClientAborted),
+                Next::Left => break End::shut(Outcome::Ok, None),
             }
-            Next::Left if connection.partial => break End::cut(Outcome::ClientAborted),
-            Next::Left => break End::shut(Outcome::Ok, None),
-        }
-    };
-    connection.end(end).await
+        };
+        Box::pin(connection.end(end)).await
+    }
 }
 
 /// How a connection ends.

@@ -21,6 +21,7 @@ use fit::Table;
 use harness::cgroup::Cgroup;
 use harness::cni::{Node, Plugin, Style};
 use harness::eventually;
+use harness::held::Held;
 use harness::netns::Host;
 use harness::proxy::{Launch, Proxy};
 use harness::world::{API_KEY, World};
@@ -125,11 +126,16 @@ fn connections() -> Result<Vec<Table>> {
         })?;
         // What the last requests needed is given back.
         std::thread::sleep(Duration::from_secs(1));
-        let held = usage::held(worker)?;
+        let held = Held::of(worker)?;
         let cpu = usage::at_rest(&[worker, master], REST / 2)?;
-        table.add(n, vec![held.rss, held.descriptors, cpu[0], cpu[1]]);
+        table.add(n, vec![held.mib(), count(held.descriptors), cpu[0], cpu[1]]);
     }
     Ok(vec![table])
+}
+
+/// Descriptors, for a table.
+fn count(descriptors: u64) -> f64 {
+    f64::from(u32::try_from(descriptors).unwrap_or(u32::MAX))
 }
 
 fn client() -> Result<TcpStream> {
@@ -213,17 +219,17 @@ impl Growth {
         std::thread::sleep(if datapath == "tc" { SETTLE_TC } else { SETTLE });
         let (master, worker) = (proxy.pid(), proxy.worker()?);
         let cpu = usage::at_rest(&[master, worker], REST)?;
-        let (a, b) = (usage::held(master)?, usage::held(worker)?);
+        let (a, b) = (Held::of(master)?, Held::of(worker)?);
         self.rest.add(
             n,
             vec![
                 ready.as_secs_f64() * 1000.0,
                 cpu[0],
                 cpu[1],
-                a.rss,
-                b.rss,
-                a.descriptors,
-                b.descriptors,
+                a.mib(),
+                b.mib(),
+                count(a.descriptors),
+                count(b.descriptors),
             ],
         );
         proxy.stop()?;

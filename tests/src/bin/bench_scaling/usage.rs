@@ -1,35 +1,10 @@
-//! What a process uses, from `/proc` (proc(5), Documentation/scheduler/sched-stats.rst).
+//! What processes take of the processors, from `/proc` (Documentation/scheduler/sched-stats.rst).
 
 use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::unistd::Pid;
-
-use crate::fit::number;
-
-/// Memory and descriptors at one moment.
-pub struct Held {
-    /// Resident memory, in MiB.
-    pub rss: f64,
-    /// Open descriptors.
-    pub descriptors: f64,
-}
-
-/// What `pid` holds now.
-pub fn held(pid: Pid) -> Result<Held> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kib: f64 = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .and_then(|rest| rest.split_whitespace().next())
-        .context("no VmRSS")?
-        .parse()?;
-    Ok(Held {
-        rss: kib / 1024.0,
-        descriptors: number(fs::read_dir(format!("/proc/{pid}/fd"))?.count()),
-    })
-}
 
 /// Nanoseconds on a processor, all threads that live.
 fn ran(pid: Pid) -> Result<f64> {
