@@ -380,17 +380,6 @@ impl Proxy<'_> {
         log.iter().filter(|line| line.contains(text)).count()
     }
 
-    /// SIGHUP, and waits until it has read its configuration again.
-    pub fn reload(&self) -> Result<()> {
-        const DONE: &str = "configuration reloaded";
-        /// It decides nothing but that a case ends.
-        const LIMIT: Duration = Duration::from_secs(60);
-        let before = self.logged(DONE);
-        self.signal(Signal::SIGHUP)?;
-        let done = || Ok((self.logged(DONE) > before).then_some(()));
-        eventually("a reload", LIMIT, done).with_context(|| self.log())
-    }
-
     /// The fields of every access line about a request.
     pub fn access(&self) -> Vec<Value> {
         self.access_lines("request")

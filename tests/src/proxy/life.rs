@@ -73,9 +73,10 @@ impl Proxy<'_> {
 
     /// Has the configuration read again, and waits until that is done.
     pub fn reload(&self) -> Result<()> {
-        let done = || self.log().matches("configuration reloaded").count();
-        let before = done();
+        const DONE: &str = "configuration reloaded";
+        let before = self.logged(DONE);
         self.signal(Signal::SIGHUP)?;
-        eventually("the reload", LIMIT, || Ok((done() > before).then_some(()))).with_context(|| self.log())
+        let done = || Ok((self.logged(DONE) > before).then_some(()));
+        eventually("the reload", LIMIT, done).with_context(|| self.log())
     }
 }

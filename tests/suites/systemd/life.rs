@@ -48,7 +48,7 @@ pub fn from_start_to_uninstall() -> Result<()> {
             .again()
             .into_values()
             .flatten()
-            .any(|why| why.starts_with("connect_"));
+            .any(|failed| failed.why.starts_with("connect_"));
         check!(!refused, "refused connects: {report:?}\n{}", machine.log());
         check!(report.count("attempts") > 50, "hardly a load: {report:?}");
     }
