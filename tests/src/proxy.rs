@@ -277,6 +277,11 @@ impl Proxy<'_> {
         Ok(Pid::from_raw(i32::try_from(pid)?))
     }
 
+    /// How it ended, if it did.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// Waits until every part is ready.
     pub fn wait_ready(&mut self) -> Result<()> {
         let start = Instant::now();

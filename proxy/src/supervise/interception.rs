@@ -30,15 +30,15 @@ const CLASSIFIERS: Duration = Duration::from_millis(250);
 /// How the master ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// Somebody stopped it. In `open` mode nothing of ours stays; in `closed` mode the policy does, so that nothing leaves while
-    /// we are away.
+    /// Somebody stopped it, or it cannot start and says why. In `open` mode nothing of ours stays; in `closed` mode the policy does,
+    /// so that nothing leaves while we are away.
     Stop {
         /// The service manager holds our listeners: connections wait in them.
         stored: bool,
     },
-    /// It could not go on, and comes back unless somebody gives up on it: as after a crash the policy stays in either mode, so
-    /// that what goes around us meanwhile is counted.
-    Failure,
+    /// The worker crashed before it ever served, and the master goes with it. Whoever watches over us starts us again: as when
+    /// the master itself crashes the policy stays in either mode, so that what goes around us meanwhile is counted.
+    Crash,
 }
 
 /// Interception over the life of the master.
@@ -379,7 +379,7 @@ impl Interception {
     pub fn leave(&mut self, end: End) {
         let Some(kernel) = self.kernel.take() else { return };
         let closed = self.config.on_failure == OnFailure::Closed;
-        let keep = self.enabled && kernel.attached() && (closed || end == End::Failure);
+        let keep = self.enabled && kernel.attached() && (closed || end == End::Crash);
         let leave = match (keep, end) {
             (false, _) => Leave::Nothing,
             (true, End::Stop { stored: true }) => Leave::Listeners,

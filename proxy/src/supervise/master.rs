@@ -159,8 +159,8 @@ impl Master {
             };
             match event {
                 Event::Worker(id, event) => {
-                    if let Some(exit) = self.on_worker(id, event).await {
-                        self.interception.leave(End::Failure);
+                    if let Some((end, exit)) = self.on_worker(id, event).await {
+                        self.interception.leave(end);
                         return exit;
                     }
                 }

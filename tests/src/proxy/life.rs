@@ -15,10 +15,19 @@ const LIMIT: Duration = Duration::from_secs(60);
 impl Proxy<'_> {
     /// The master's child that makes connections of our own, while it intercepts.
     pub fn prober(&self) -> Result<Option<Pid>> {
+        self.child_that_is("probe")
+    }
+
+    /// A worker, also one that does not serve yet.
+    pub fn any_worker(&self) -> Result<Option<Pid>> {
+        self.child_that_is("worker")
+    }
+
+    fn child_that_is(&self, kind: &str) -> Result<Option<Pid>> {
         Ok(self.children()?.into_iter().find(|child| {
             // It may end meanwhile.
             let words = std::fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
-            words.split('\0').any(|word| word == "probe")
+            words.split('\0').any(|word| word == kind)
         }))
     }
 

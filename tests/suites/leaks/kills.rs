@@ -91,6 +91,8 @@ struct Case<'a> {
 struct Killed {
     masters: u64,
     workers: u64,
+    /// Starts of a master whose first worker was killed before it served.
+    starts: u64,
 }
 
 impl Case<'_> {
@@ -130,7 +132,9 @@ impl Case<'_> {
             "{direct} connections in the clear on the wire, {told} by our own count; {answers}"
         );
         check!(
-            killed.masters * 10 > self.kills && killed.workers * 10 > self.kills,
+            killed.masters * 10 > self.kills
+                && killed.workers * 10 > self.kills
+                && (killed.starts > 0 || self.kills < KILLS),
             "{killed}: that is one-sided"
         );
         check!(
@@ -173,28 +177,57 @@ impl Case<'_> {
         Load::start(self.at, Some(self.cgroup), &[&words[..], &more[..]].concat())
     }
 
-    /// Kills one or the other: a master at rest, at work or in the middle of its start, a worker that serves. Whoever is the last runs.
+    /// Kills one or the other: a master or a worker, at rest, at work or in the middle of its start. Whoever is the last runs.
     fn kill<'a>(&'a self, dice: &mut Dice, mut proxy: Proxy<'a>) -> Result<(Proxy<'a>, Killed)> {
         let mut killed = Killed::default();
         while killed.masters + killed.workers < self.kills {
             if dice.roll(3) > 0 {
-                proxy.wait_ready()?;
+                killed.starts += self.until_ready(&mut proxy)?;
             }
             sleep(Duration::from_millis(dice.roll(150)));
+            killed.starts += self.again(&mut proxy)?;
             if dice.roll(2) == 0 {
-                let worker = eventually("a worker", LIMIT, || Ok(proxy.worker().ok()))?;
-                // It may just have ended by itself.
-                killed.workers += u64::from(kill(worker, Signal::SIGKILL).is_ok());
+                // For a moment there is none.
+                if let Some(worker) = proxy.any_worker().ok().flatten() {
+                    // It may just have ended by itself.
+                    killed.workers += u64::from(kill(worker, Signal::SIGKILL).is_ok());
+                }
             } else {
                 proxy.signal(Signal::SIGKILL)?;
                 proxy.wait(LIMIT)?;
                 killed.masters += 1;
                 sleep(Duration::from_millis(dice.roll(150)));
-                proxy = Launch::new(&self.world.host).config(&self.config)?.spawn()?;
+                proxy = self.spawn()?;
             }
         }
-        proxy.wait_ready()?;
+        killed.starts += self.until_ready(&mut proxy)?;
         Ok((proxy, killed))
+    }
+
+    fn spawn(&self) -> Result<Proxy<'_>> {
+        Launch::new(&self.world.host).config(&self.config)?.spawn()
+    }
+
+    /// Waits until it is ready; how many starts that took, beside the first.
+    fn until_ready<'a>(&'a self, proxy: &mut Proxy<'a>) -> Result<u64> {
+        let mut starts = 0;
+        eventually("a proxy that is ready", LIMIT, || {
+            starts += self.again(proxy)?;
+            let ready = proxy.get("/readyz").is_ok_and(|(status, _)| status == 200);
+            Ok(ready.then_some(starts))
+        })
+        .with_context(|| proxy.log())
+    }
+
+    /// A master whose worker died before it ever served ends with it, and is started again, as a service manager does.
+    fn again<'a>(&'a self, proxy: &mut Proxy<'a>) -> Result<u64> {
+        let Some(status) = proxy.ended()? else {
+            return Ok(0);
+        };
+        // EX_SOFTWARE: docs/OPERATIONS.md.
+        check_eq!(status.code(), Some(70), "how the master ended\n{}", proxy.log());
+        *proxy = self.spawn()?;
+        Ok(1)
     }
 
     /// How many connections the proxy says went around it: all of this Agent, and as many as came in the clear.
@@ -288,7 +321,11 @@ impl Case<'_> {
 
 impl fmt::Display for Killed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} masters, {} workers", self.masters, self.workers)
+        write!(
+            f,
+            "{} masters, {} workers ({} of them before they ever served)",
+            self.masters, self.workers, self.starts
+        )
     }
 }
 

@@ -121,7 +121,7 @@ impl Master {
         if let Err(error) = master.start_worker() {
             tracing::error!(%error, "cannot start the worker");
             if master.workers.is_empty() {
-                master.interception.leave(End::Failure);
+                master.interception.leave(End::Stop { stored: false });
                 return Err(Exit::Internal);
             }
             master.settled(Err(error.to_string()));

@@ -9,6 +9,7 @@ use super::Master;
 use crate::cli::Exit;
 use crate::relay::network::NetworkId;
 use crate::supervise::authority;
+use crate::supervise::interception::End;
 use crate::supervise::process::{WorkerEvent, WorkerId, WorkerProcess};
 use crate::supervise::protocol::{FromWorker, ToWorker};
 
@@ -19,7 +20,7 @@ const RESTART_DELAY_MAX: Duration = Duration::from_secs(5);
 
 impl Master {
     /// `Some` when the program must end.
-    pub(super) async fn on_worker(&mut self, id: WorkerId, event: WorkerEvent) -> Option<Exit> {
+    pub(super) async fn on_worker(&mut self, id: WorkerId, event: WorkerEvent) -> Option<(End, Exit)> {
         let at = self.workers.iter().position(|worker| worker.id == id)?;
         match event {
             WorkerEvent::Said(FromWorker::Ready) => {
@@ -45,7 +46,7 @@ impl Master {
                 if !self.served {
                     // The worker has written its own line to the same log.
                     tracing::debug!(exit, message, "the worker cannot start");
-                    return Some(Exit::from_code(exit));
+                    return Some((End::Stop { stored: false }, Exit::from_code(exit)));
                 }
                 tracing::error!("the new worker cannot start: {message}");
                 if id >= self.first_worker {
@@ -108,7 +109,11 @@ impl Master {
         None
     }
 
-    fn on_worker_end(&mut self, worker: &WorkerProcess, status: std::io::Result<WaitStatus>) -> Option<Exit> {
+    fn on_worker_end(
+        &mut self,
+        worker: &WorkerProcess,
+        status: std::io::Result<WaitStatus>,
+    ) -> Option<(End, Exit)> {
         let signal = match status {
             Ok(WaitStatus::Signaled(_, signal, _)) => Some(signal),
             _ => None,
@@ -144,7 +149,7 @@ impl Master {
         }
         if !self.served {
             tracing::error!("the worker died before it was ready");
-            return Some(Exit::Internal);
+            return Some((End::Crash, Exit::Internal));
         }
         self.restarts += 1;
         if worker.started.elapsed() >= EARLY {
