@@ -96,7 +96,7 @@ pub fn reloads() -> Result<()> {
 
 /// Every other one is the worker's.
 fn change(config: &mut Value, number: u32) {
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         config["upstream"]["response_timeout"] = json!(format!("{}s", 60 + number % 4));
     } else {
         let level = if number % 4 == 1 { "debug" } else { "info" };
