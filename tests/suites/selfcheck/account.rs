@@ -30,7 +30,7 @@ fn came(number: u64, tries: u32) -> Seen {
 }
 
 /// What a client of three requests reports.
-fn report(again: Value) -> Report {
+fn report(again: &Value) -> Report {
     Report(json!({"attempts": 3, "statuses": {"202": 3}, "again": again}))
 }
 
@@ -42,12 +42,15 @@ fn judged(seen: Vec<Seen>, report: &Report) -> Result<Vec<harness::steady::Twice
 
 pub fn an_account_sees_what_is_wrong() -> Result<()> {
     let once = || vec![came(0, 0), came(1, 0), came(2, 0)];
-    check!(judged(once(), &report(json!({})))?.is_empty(), "nothing is wrong");
+    check!(
+        judged(once(), &report(&json!({})))?.is_empty(),
+        "nothing is wrong"
+    );
 
     let broke = json!({"a-1": [{"why": "closed_without_response", "port": 40001}]});
     let mut seen = once();
     seen.push(came(1, 1));
-    let twice = judged(seen, &report(broke.clone()))?;
+    let twice = judged(seen, &report(&broke))?;
     check_eq!(twice.len(), 1, "came twice");
     check_eq!(twice[0].id, "a-1", "came twice");
     let failed = Failed {
@@ -57,7 +60,7 @@ pub fn an_account_sees_what_is_wrong() -> Result<()> {
     check_eq!(twice[0].failed, [failed], "what became of the first try");
     let second = vec![came(0, 0), came(1, 1), came(2, 0)];
     check!(
-        judged(second, &report(broke.clone()))?.is_empty(),
+        judged(second, &report(&broke))?.is_empty(),
         "the first try never came"
     );
 
@@ -92,7 +95,7 @@ pub fn an_account_sees_what_is_wrong() -> Result<()> {
         ),
     ];
     for (what, seen, again) in wrong {
-        check!(judged(seen, &report(again)).is_err(), "{what}: not seen");
+        check!(judged(seen, &report(&again)).is_err(), "{what}: not seen");
     }
     let unanswered = Report(json!({"attempts": 3, "statuses": {"202": 2, "503": 1}, "again": {}}));
     check!(
