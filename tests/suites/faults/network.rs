@@ -63,8 +63,9 @@ pub const ROWS: &[Row] = &[
     Row {
         name: "network_forgets_a_connection",
         fault: "a firewall between has forgotten the open connection and resets what belongs to it",
+        // Of data, not of the acknowledgement that may still be due: the pool would see the reset, and there were nothing to send again.
         inject: net(
-            "iptables -A INPUT -d 203.0.113.66 -p tcp ! --syn -m connmark ! --mark 1 -j REJECT --reject-with tcp-reset
+            "iptables -A INPUT -d 203.0.113.66 -p tcp --tcp-flags PSH PSH -m connmark ! --mark 1 -j REJECT --reject-with tcp-reset
              iptables -t mangle -A PREROUTING -d 203.0.113.66 -p tcp --syn -j CONNMARK --set-mark 1",
             "iptables -F; iptables -t mangle -F",
         ),
