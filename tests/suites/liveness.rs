@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use harness::agent::curl;
 use harness::cgroup::Cgroup;
 use harness::inject::Stopped;
-use harness::proxy::{Launch, Proxy};
+use harness::proxy::Proxy;
 use harness::suite::{Need, case, run_at_once};
 use harness::world::{API_KEY, World};
 use harness::{check, check_eq, eventually};
@@ -79,7 +79,7 @@ fn replaced(world: &World, proxy: &Proxy<'_>, old: Pid) -> Result<()> {
 
 fn hung_worker_is_replaced() -> Result<()> {
     let world = World::new()?;
-    let proxy = Launch::new(&world.host).config(&world.config())?.start()?;
+    let proxy = world.start(&world.config())?;
     let old = proxy.worker()?;
     kill(old, Signal::SIGSTOP)?;
     replaced(&world, &proxy, old)
@@ -90,7 +90,7 @@ fn hung_data_thread_is_noticed() -> Result<()> {
     let world = World::new()?;
     let mut config = world.config();
     config["worker"]["threads"] = 2.into();
-    let proxy = Launch::new(&world.host).config(&config)?.start()?;
+    let proxy = world.start(&config)?;
     let old = proxy.worker()?;
     let stopped = Stopped::thread(thread(old, "data-1")?)?;
     replaced(&world, &proxy, old)?;
@@ -141,7 +141,7 @@ fn fails(proxy: &Proxy<'_>, way: &str, because: &str) -> Result<()> {
 /// Explicit ports: the listener is there and the threads turn, but whoever connects is not served.
 fn readiness_is_a_connection() -> Result<()> {
     let world = World::new()?;
-    let proxy = Launch::new(&world.host).config(&world.config())?.start()?;
+    let proxy = world.start(&world.config())?;
     let first = passes(&proxy, "explicit")?;
     eventually("another try", NOTICED, || {
         Ok((passes(&proxy, "explicit")? > first).then_some(()))
@@ -161,9 +161,7 @@ fn readiness_is_a_connection() -> Result<()> {
 /// By the hooks, as an Agent's connection comes.
 fn readiness_is_a_taken_connection() -> Result<()> {
     let (world, agent) = (World::new()?, Cgroup::new("agent")?);
-    let proxy = Launch::new(&world.host)
-        .config(&world.intercepting(&agent))?
-        .start()?;
+    let proxy = world.start(&world.intercepting(&agent))?;
     passes(&proxy, "host (cgroup)")?;
     check!(proxy.status()?["ready"] == true, "ready: {:?}", proxy.status());
     // Hooks, listeners and worker are all well.
@@ -184,9 +182,7 @@ fn readiness_is_a_taken_connection() -> Result<()> {
 
 fn prober_is_replaced() -> Result<()> {
     let (world, agent) = (World::new()?, Cgroup::new("agent")?);
-    let proxy = Launch::new(&world.host)
-        .config(&world.intercepting(&agent))?
-        .start()?;
+    let proxy = world.start(&world.intercepting(&agent))?;
     let before = passes(&proxy, "host (cgroup)")?;
     let old = proxy.prober()?.context("no prober")?;
     let status = std::fs::read_to_string(format!("/proc/{old}/status"))?;
@@ -211,9 +207,7 @@ fn prober_is_replaced() -> Result<()> {
 /// It neither answers nor ends: nobody knows whether the datapath takes anything, until another one has found out.
 fn hung_prober_is_replaced() -> Result<()> {
     let (world, agent) = (World::new()?, Cgroup::new("agent")?);
-    let proxy = Launch::new(&world.host)
-        .config(&world.intercepting(&agent))?
-        .start()?;
+    let proxy = world.start(&world.intercepting(&agent))?;
     let before = passes(&proxy, "host (cgroup)")?;
     let old = proxy.prober()?.context("no prober")?;
     kill(old, Signal::SIGSTOP)?;
@@ -243,9 +237,7 @@ fn hung_prober_is_replaced() -> Result<()> {
 
 fn nothing_is_left() -> Result<()> {
     let (world, agent) = (World::new()?, Cgroup::new("agent")?);
-    let mut proxy = Launch::new(&world.host)
-        .config(&world.intercepting(&agent))?
-        .start()?;
+    let mut proxy = world.start(&world.intercepting(&agent))?;
     passes(&proxy, "host (cgroup)")?;
     let own = harness::cgroup::mount()?.join(format!("agent-fips-proxy-probe-{}", proxy.pid()));
     check!(own.is_dir(), "{}", own.display());

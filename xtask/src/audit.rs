@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build, setup, sh};
+use crate::{build, setup, sh, test};
 
 /// Pinned, so that a new release of a tool never changes what a commit means.
 const CARGO_DENY: &str = "0.20.2";
@@ -150,18 +150,8 @@ fn exceptions() -> Result<Vec<String>> {
 fn binary(debug: bool) -> Result<()> {
     build::run(&build::Options { debug })?;
     sh::run(
-        sh::cargo()
-            .args([
-                "test",
-                "--quiet",
-                "--locked",
-                "--package",
-                "agent-fips-proxy-tests",
-                "--test",
-                "fips",
-                "--",
-                "module_",
-            ])
+        test::suite_command("fips")
+            .arg("module_")
             .env("AGENT_FIPS_PROXY_BIN", build::binary(debug))
             .env("RUST_BACKTRACE", "0"),
     )

@@ -39,13 +39,12 @@ fn packets_reach_the_listener(world: &World, way: Way) -> Result<()> {
     let attached = attach(way)?;
     let ifindex = nix::net::if_::if_nametoindex(DEVICE)?;
 
-    for target in ["203.0.113.5:80", "[2001:db8::5]:443", "203.0.113.15:9443"] {
-        expect(
-            &network.agent(world, &format!("connect {target}"))?,
-            target,
-            target,
-        )?;
-    }
+    connects(
+        &network,
+        world,
+        &["203.0.113.5:80", "[2001:db8::5]:443", "203.0.113.15:9443"],
+        None,
+    )?;
     expect(
         &network.agent(world, "tfo-sendto 203.0.113.5:80")?,
         "203.0.113.5:80",
@@ -198,13 +197,7 @@ pub(super) fn without_a_listener_packets_follow_the_policy(world: &World) -> Res
 
     config.on_failure = OnFailure::Open;
     proxy.interceptor.reconfigure(&config)?;
-    for target in targets {
-        expect(
-            &network.agent(world, &format!("connect {target}"))?,
-            DIRECT,
-            target,
-        )?;
-    }
+    connects(&network, world, &targets, Some(DIRECT))?;
     ensure!(
         proxy.counter("tc_open_no_listener") == 2,
         "{:?}",
@@ -323,13 +316,7 @@ pub(super) fn without_our_rule_packets_follow_the_policy(world: &World) -> Resul
         ensure!(seen["reached"].is_null(), "closed, and yet {seen}");
     }
     network.rules("add")?;
-    for target in targets {
-        expect(
-            &network.agent(world, &format!("connect {target}"))?,
-            target,
-            target,
-        )?;
-    }
+    connects(&network, world, &targets, None)?;
     ensure!(network.arrived(80)? == 0, "closed, and yet packets left");
     let found = leaked(&mut proxy);
     ensure!(found.is_empty(), "closed: {found:?}");
@@ -344,13 +331,7 @@ pub(super) fn without_our_rule_packets_follow_the_policy(world: &World) -> Resul
         same_bytes(stream.try_clone()?)?;
         direct.push(stream);
     }
-    for target in targets {
-        expect(
-            &network.agent(world, &format!("connect {target}"))?,
-            DIRECT,
-            target,
-        )?;
-    }
+    connects(&network, world, &targets, Some(DIRECT))?;
     ensure!(network.arrived(80)? > 0, "the capture sees nothing at all");
     let expected = vec![("unknown".to_owned(), "not_led".to_owned(), 4)];
     let found = leaked(&mut proxy);
@@ -360,17 +341,23 @@ pub(super) fn without_our_rule_packets_follow_the_policy(world: &World) -> Resul
         // As it began.
         same_bytes(stream)?;
     }
-    for target in targets {
-        expect(
-            &network.agent(world, &format!("connect {target}"))?,
-            target,
-            target,
-        )?;
-    }
+    connects(&network, world, &targets, None)?;
     let found = leaked(&mut proxy);
     ensure!(found == expected, "{found:?}");
     drop(attached);
     end(acceptor)
+}
+
+/// A client in the pod reaches `whom`, or the target itself, and believes that it talks to the target.
+fn connects(network: &Network, world: &World, targets: &[&str], whom: Option<&str>) -> Result<()> {
+    for target in targets {
+        expect(
+            &network.agent(world, &format!("connect {target}"))?,
+            whom.unwrap_or(target),
+            target,
+        )?;
+    }
+    Ok(())
 }
 
 /// A connection that our listener took; what it says is read.

@@ -13,8 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Agent, Home, Selector, Source, View, processes};
 use crate::intercept::error::InterceptError;
-use crate::intercept::host::Cgroup2;
-use crate::intercept::host::MAX_VISITED;
+use crate::intercept::host::{Cgroup2, MAX_VISITED};
 
 /// A pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -12,8 +12,7 @@ use nix::unistd::Pid;
 
 use super::glob::is_gone;
 use crate::intercept::error::InterceptError;
-use crate::intercept::host::Cgroup2;
-use crate::intercept::host::MAX_VISITED;
+use crate::intercept::host::{Cgroup2, MAX_VISITED};
 use crate::intercept::netns::NamespaceId;
 
 /// Why it is not known where a process lives.
