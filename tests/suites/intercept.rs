@@ -11,7 +11,7 @@ use harness::cgroup::Cgroup;
 use harness::proxy::{Launch, Proxy};
 use harness::suite::{Need, case, run};
 use harness::world::{API_KEY, BYSTANDER, ELSEWHERE, INTAKE4, INTAKE6, SITE, Setup, VERSIONED, World};
-use harness::{check, check_eq};
+use harness::{check, check_eq, succeed};
 use serde_json::json;
 
 fn main() -> ExitCode {
@@ -47,6 +47,11 @@ fn main() -> ExitCode {
             "strangers_at_the_listener_get_nothing",
             &[Need::Bpf],
             strangers_get_nothing,
+        ),
+        case(
+            "for_a_silent_client_nobody_is_dialled",
+            &[Need::Bpf],
+            a_silent_client,
         ),
         case(
             "units_that_start_later_are_selected",
@@ -291,6 +296,23 @@ fn the_proxy_does_not_intercept_itself() -> Result<()> {
         check_eq!(answer.status, 202, "{url}: {answer:?}\n{}", proxy.log());
     }
     check_eq!(world.intake.count(), 2, "requests");
+    Ok(())
+}
+
+/// A client that hesitates is waited for: not one packet of ours to the intake's port 80 meanwhile.
+fn a_silent_client() -> Result<()> {
+    let (world, agent) = (World::new()?, Cgroup::new("agent")?);
+    let proxy = start(&world, &agent)?;
+    let mut client = world.host.command("bash");
+    client.arg("-ec").arg(format!(
+        "exec 3<>/dev/tcp/{INTAKE4}/80; sleep 2; \
+         printf 'GET /api/v1/validate HTTP/1.1\\r\\nHost: {VERSIONED}\\r\\nDD-API-KEY: {API_KEY}\\r\\nConnection: close\\r\\n\\r\\n' >&3; \
+         head -n 1 <&3"
+    ));
+    let answer = succeed(&mut agent.wrap(&client))?;
+    check!(answer.starts_with("HTTP/1.1 202"), "{answer:?}\n{}", proxy.log());
+    check_eq!(world.intake.count(), 1, "requests at the TLS intake");
+    check!(world.plain.seen().is_empty(), "{:?}", world.plain.seen());
     Ok(())
 }
 

@@ -46,6 +46,13 @@ pub(super) struct Route {
     pub(super) name: Option<String>,
 }
 
+/// Whether a silent client at this port may be waiting for the server's first word. Not at those of HTTP and HTTPS, where the client
+/// speaks first (RFC 9110 section 3.3, RFC 8446 section 2): there nothing is dialled for it, for a bare connection to an intake's port
+/// 80 would look like a leak to whoever watches.
+pub(super) const fn server_may_speak_first(port: u16) -> bool {
+    !matches!(port, 80 | 443)
+}
+
 /// Decides for an intercepted connection from its first bytes; `target` is the authority of an absolute-form target and
 /// `host` the Host of the first head when it is HTTP/1. TLS is [`tls`]'s.
 ///

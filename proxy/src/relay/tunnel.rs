@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Shared;
+use super::decide;
 use super::network::{self, NetworkId};
 use super::origin::OriginalDst;
 
@@ -64,9 +65,9 @@ pub(super) async fn dial<H>(
         })?
 }
 
-/// The client is silent: dials its destination and waits for the first word of either side. A server that speaks first
-/// shows a protocol that is none of ours; a client that speaks first is classified as ever, so that a slow client's
-/// request never leaves in the clear.
+/// The client is silent: where a server may speak first ([`decide::server_may_speak_first`]), dials its destination and waits for
+/// the first word of either side; elsewhere waits for the client alone. A server that speaks first shows a protocol that is none
+/// of ours; a client that speaks first is classified as ever, so that a slow client's request never leaves in the clear.
 /// Takes `limits.idle_timeout` at most.
 pub(super) async fn first_word<H>(
     shared: &Shared<H>,
@@ -75,6 +76,10 @@ pub(super) async fn first_word<H>(
     original: OriginalDst,
 ) -> FirstWord {
     let first = async {
+        if !decide::server_may_speak_first(original.0.port()) {
+            spoke(client).await;
+            return FirstWord::Client(None);
+        }
         let server = tokio::select! {
             biased;
             () = spoke(client) => return FirstWord::Client(None),

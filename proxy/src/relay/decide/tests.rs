@@ -8,6 +8,12 @@ fn catalog() -> Catalog {
 }
 
 #[test]
+fn where_http_is_spoken_the_client_speaks_first() {
+    assert!(!server_may_speak_first(80) && !server_may_speak_first(443));
+    assert!([22, 25, 8080, 10516].into_iter().all(server_may_speak_first));
+}
+
+#[test]
 fn only_plain_http_for_an_intake_name_is_terminated() {
     use Class::{Http1, Http2, Opaque, Silent};
     for (class, host, expected) in [
