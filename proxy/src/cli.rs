@@ -11,6 +11,7 @@ pub mod status;
 pub mod uninstall;
 pub mod upgrade;
 pub mod version;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

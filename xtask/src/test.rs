@@ -28,6 +28,7 @@ pub const SUITES: &[&str] = &[
     "handover",
     "systemd",
     "sandbox",
+    "console",
     "pods",
     "coexist",
     "secrets",

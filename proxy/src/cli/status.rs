@@ -1,10 +1,11 @@
 //! `status`: what the running proxy does, from its admin socket.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Exit, InputArgs};
+use super::{Exit, InputArgs, watch};
 use crate::cli::output::{complain, say};
 use crate::config::Config;
 use crate::observe::distrust::{ago, cure};
@@ -25,73 +26,87 @@ pub struct StatusArgs {
     /// As JSON
     #[arg(long)]
     json: bool,
+    /// Again and again: a screen on a terminal, else text, or with --json a line of JSON each time
+    #[arg(long)]
+    watch: bool,
+    /// Time between two looks of --watch
+    #[arg(long, value_name = "SECONDS", default_value = "2", requires = "watch", value_parser = seconds)]
+    interval: Duration,
+}
+
+/// A time of at least a fifth of a second and at most an hour.
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.trim_end_matches('s').parse::<f64>() {
+        Ok(seconds) if (0.2..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("a number of seconds from 0.2 to 3600".to_owned()),
+    }
 }
 
 /// What `status --json` prints.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
-    version: String,
-    site: String,
-    ready: bool,
+    pub(super) version: String,
+    pub(super) site: String,
+    pub(super) ready: bool,
     /// What keeps it from being ready.
-    not_ready: Vec<String>,
-    master: Process,
+    pub(super) not_ready: Vec<String>,
+    pub(super) master: Process,
     /// Absent while no worker answers.
-    worker: Option<Process>,
+    pub(super) worker: Option<Process>,
     /// What the kernel refuses the worker; absent while none answers.
     #[serde(default)]
-    sandbox: Option<Sandbox>,
-    module: Option<ModuleStatus>,
-    roots: Option<RootsStatus>,
+    pub(super) sandbox: Option<Sandbox>,
+    pub(super) module: Option<ModuleStatus>,
+    pub(super) roots: Option<RootsStatus>,
     /// The local authority that signs for Agents that speak HTTPS.
     #[serde(default)]
-    authority: Option<AuthoritiesStatus>,
+    pub(super) authority: Option<AuthoritiesStatus>,
     /// Why the one that is there may not sign.
     #[serde(default)]
-    authority_problem: Option<String>,
-    tls_policy: String,
+    pub(super) authority_problem: Option<String>,
+    pub(super) tls_policy: String,
     /// Intercepted Agents that speak HTTPS; absent while no worker answers.
     #[serde(default)]
-    https: Option<HttpsStatus>,
-    interception: InterceptionStatus,
-    listeners: Vec<ListenerStatus>,
-    connections: u64,
-    products: Vec<ProductStatus>,
-    upstream_tls: Vec<UpstreamTlsStatus>,
-    upstream_sessions: Vec<UpstreamSessionStatus>,
+    pub(super) https: Option<HttpsStatus>,
+    pub(super) interception: InterceptionStatus,
+    pub(super) listeners: Vec<ListenerStatus>,
+    pub(super) connections: u64,
+    pub(super) products: Vec<ProductStatus>,
+    pub(super) upstream_tls: Vec<UpstreamTlsStatus>,
+    pub(super) upstream_sessions: Vec<UpstreamSessionStatus>,
     /// Absent while no worker answers.
-    trust: Option<TrustStatus>,
-    outbound_proxy: Option<String>,
-    worker_restarts: u64,
-    prober_restarts: u64,
+    pub(super) trust: Option<TrustStatus>,
+    pub(super) outbound_proxy: Option<String>,
+    pub(super) worker_restarts: u64,
+    pub(super) prober_restarts: u64,
     /// Connections of our own through the live datapath, by the way they took.
-    self_tests: Vec<SelfTest>,
+    pub(super) self_tests: Vec<SelfTest>,
     #[serde(default)]
-    dns: DnsStatus,
+    pub(super) dns: DnsStatus,
     /// Upgrades in place since the process was started.
     #[serde(default)]
-    upgrades: u64,
+    pub(super) upgrades: u64,
     #[serde(default)]
-    log_lost: LogLost,
+    pub(super) log_lost: LogLost,
 }
 
 /// Log lines that were dropped.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct LogLost {
-    master: Lost,
+    pub(super) master: Lost,
     /// Absent while no worker answers.
-    worker: Option<Lost>,
+    pub(super) worker: Option<Lost>,
 }
 
 /// A process of ours.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Process {
-    pid: u32,
+    pub(super) pid: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
-    uptime_seconds: Option<u64>,
+    pub(super) uptime_seconds: Option<u64>,
     /// Its version, where it is another one than the master's: the new program has taken over, and its worker does not serve yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    version: Option<String>,
+    pub(super) version: Option<String>,
 }
 
 impl Report {
@@ -169,6 +184,9 @@ pub(super) fn run(args: &StatusArgs, inputs: &InputArgs) -> Exit {
         Err(exit) => return exit,
     };
     let socket = &loaded.config.status.socket;
+    if args.watch {
+        return watch::run(socket, args.interval, args.json);
+    }
     let body = match admin::ask(socket, Request::Status) {
         Ok(Answer::Ok(body)) => body,
         Ok(Answer::Error(message)) => {
@@ -197,24 +215,26 @@ pub(super) fn run(args: &StatusArgs, inputs: &InputArgs) -> Exit {
 
 /// Tells why the master cannot be reached.
 pub(super) fn unreachable(socket: &Path, error: &std::io::Error) -> Exit {
+    complain!("agent-fips-proxy: {}", why_unreachable(socket, error));
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => Exit::NoPermission,
+        _ => Exit::Unavailable,
+    }
+}
+
+/// Why the master cannot be reached, and what to do.
+pub(super) fn why_unreachable(socket: &Path, error: &std::io::Error) -> String {
     let path = socket.display();
     match error.kind() {
         std::io::ErrorKind::PermissionDenied => {
-            complain!(
-                "agent-fips-proxy: no permission to open {path}: run as root, or as the user the proxy runs as"
-            );
-            Exit::NoPermission
+            format!("no permission to open {path}: run as root, or as the user the proxy runs as")
         }
         std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
-            complain!(
-                "agent-fips-proxy: no proxy answers at {path} (status.socket): is it running? systemctl status agent-fips-proxy"
-            );
-            Exit::Unavailable
+            format!(
+                "no proxy answers at {path} (status.socket): is it running? systemctl status agent-fips-proxy"
+            )
         }
-        _ => {
-            complain!("agent-fips-proxy: cannot ask the proxy at {path} (status.socket): {error}");
-            Exit::Unavailable
-        }
+        _ => format!("cannot ask the proxy at {path} (status.socket): {error}"),
     }
 }
 
@@ -242,7 +262,7 @@ fn print_authority(report: &Report) {
     }
 }
 
-fn print(report: &Report) {
+pub(super) fn print(report: &Report) {
     say!("agent-fips-proxy {}, site {}", report.version, report.site);
     if report.ready {
         say!("state            ready");
@@ -315,12 +335,11 @@ fn print(report: &Report) {
     if !report.products.is_empty() {
         say!("\nproducts               ok     failed   bytes up     bytes down");
         for product in &report.products {
-            let ok = product.requests.get("ok").copied().unwrap_or_default();
-            let all: u64 = product.requests.values().sum();
             say!(
-                "  {:<18} {ok:>8} {:>8} {:>12} {:>12}",
+                "  {:<18} {:>8} {:>8} {:>12} {:>12}",
                 product.name,
-                all.saturating_sub(ok),
+                product.ok(),
+                product.failed(),
                 product.bytes_up,
                 product.bytes_down
             );

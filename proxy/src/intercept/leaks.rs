@@ -39,20 +39,26 @@ pub struct LeakStatus {
     pub last_process: Option<String>,
 }
 
-impl fmt::Display for LeakStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: {} connections ({}), the last to {}",
-            self.agent, self.connections, self.reason, self.last_destination
-        )?;
+impl LeakStatus {
+    /// How many, why and whereto.
+    pub fn what(&self) -> String {
+        let mut what = format!(
+            "{} connections ({}), the last to {}",
+            self.connections, self.reason, self.last_destination
+        );
         if let Some(process) = &self.last_process {
-            write!(f, " by {process}")?;
+            what.push_str(&format!(" by {process}"));
         }
         if self.reset > 0 {
-            write!(f, "; {} were reset", self.reset)?;
+            what.push_str(&format!("; {} were reset", self.reset));
         }
-        Ok(())
+        what
+    }
+}
+
+impl fmt::Display for LeakStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.agent, self.what())
     }
 }
 

@@ -75,32 +75,43 @@ pub struct AgentStatus {
     pub since: SystemTime,
 }
 
-impl fmt::Display for InterfaceStatus {
+impl fmt::Display for InterfaceState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match self.state {
-            InterfaceState::Active => "active",
-            InterfaceState::Shadowed => "SHADOWED",
-            InterfaceState::Failed => "FAILED",
-        };
-        write!(f, "{}: {state}", self.name)?;
-        match (self.attached.as_deref(), self.priority, self.handle) {
+        f.write_str(match self {
+            Self::Active => "active",
+            Self::Shadowed => "SHADOWED",
+            Self::Failed => "FAILED",
+        })
+    }
+}
+
+impl InterfaceStatus {
+    /// How our classifier is attached, what it saw, and what is wrong.
+    pub fn what(&self) -> String {
+        let mut what = match (self.attached.as_deref(), self.priority, self.handle) {
             (Some(attached), Some(priority), Some(handle)) => {
-                write!(f, ", {attached} priority {priority} handle {handle:#x}")?;
+                format!("{attached} priority {priority} handle {handle:#x}, ")
             }
-            (Some(attached), ..) => write!(f, ", {attached}")?,
-            _ => {}
-        }
-        write!(f, ", {} packets seen", self.seen)?;
+            (Some(attached), ..) => format!("{attached}, "),
+            _ => String::new(),
+        };
+        what.push_str(&format!("{} packets seen", self.seen));
         if self.missed > 0 {
-            write!(f, ", {} missed", self.missed)?;
+            what.push_str(&format!(", {} missed", self.missed));
         }
         if self.reassertions > 0 {
-            write!(f, ", put back {} times", self.reassertions)?;
+            what.push_str(&format!(", put back {} times", self.reassertions));
         }
         if !self.detail.is_empty() {
-            write!(f, ": {}", self.detail)?;
+            what.push_str(&format!(": {}", self.detail));
         }
-        Ok(())
+        what
+    }
+}
+
+impl fmt::Display for InterfaceStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}, {}", self.name, self.state, self.what())
     }
 }
 

@@ -426,6 +426,18 @@ pub struct ProductStatus {
     pub bytes_down: u64,
 }
 
+impl ProductStatus {
+    /// Requests that the intake answered.
+    pub fn ok(&self) -> u64 {
+        self.requests.get("ok").copied().unwrap_or_default()
+    }
+
+    /// All others.
+    pub fn failed(&self) -> u64 {
+        self.requests.values().sum::<u64>().saturating_sub(self.ok())
+    }
+}
+
 /// Intercepted Agents that speak HTTPS.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HttpsStatus {
