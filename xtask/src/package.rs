@@ -24,7 +24,6 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::setup::{self, Need, has};
 use crate::{build, sh};
 
 /// Name of package, program and unit.
@@ -40,23 +39,10 @@ const DESCRIPTION: &[&str] = &[
     "FIPS 3.1.0, a cryptographic module with a FIPS 140-3 certificate.",
 ];
 
-const NEEDS: &[Need] = &[
-    Need {
-        what: "dpkg-deb and dpkg-shlibdeps (deb)",
-        present: || has("dpkg-deb") && has("dpkg-shlibdeps"),
-        packages: &["dpkg-dev"],
-    },
-    Need {
-        what: "rpmbuild (rpm)",
-        present: || has("rpmbuild"),
-        packages: &["rpm"],
-    },
-];
-
 /// Options of `cargo xtask package`.
 #[derive(clap::Args, Default)]
 pub struct Options {
-    /// Package this program, for trying; a release is built and packaged otherwise
+    /// Package this program, for trying, and compress in a hurry; a release is built and packaged otherwise
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
     /// Where packages, SBOM and what they are made of are left
@@ -79,13 +65,14 @@ struct Job {
     revision: u32,
     /// Seconds since 1970: every time in the packages.
     epoch: u64,
+    /// Compressed in a hurry.
+    trial: bool,
     /// Everything is made below.
     output: PathBuf,
 }
 
 /// Makes both, and says where they are.
 pub fn run(options: &Options) -> Result<()> {
-    setup::install(NEEDS)?;
     if options.check_reproducible {
         return reproducible::run(options.revision);
     }
@@ -96,14 +83,15 @@ pub fn run(options: &Options) -> Result<()> {
             build::binary(false)
         }
     };
-    for package in make(&binary, &sh::root().join(&options.output), options.revision)? {
+    let output = sh::root().join(&options.output);
+    for package in make(&binary, &output, options.revision, options.binary.is_some())? {
         eprintln!("packaged {}", package.display());
     }
     Ok(())
 }
 
 /// Both packages and the SBOM of this program.
-fn make(binary: &Path, output: &Path, revision: u32) -> Result<Vec<PathBuf>> {
+fn make(binary: &Path, output: &Path, revision: u32, trial: bool) -> Result<Vec<PathBuf>> {
     if output.exists() {
         std::fs::remove_dir_all(output).with_context(|| format!("cannot empty {}", output.display()))?;
     }
@@ -114,6 +102,7 @@ fn make(binary: &Path, output: &Path, revision: u32) -> Result<Vec<PathBuf>> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         revision,
         epoch: epoch()?,
+        trial,
         output,
     };
     // Names of functions are in no report of ours, and half of the file. The list of crates (.dep-v0) stays.

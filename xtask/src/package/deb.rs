@@ -11,7 +11,7 @@ use super::stage::{Staged, lay_out, settle};
 use super::{DESCRIPTION, Job, MAINTAINER, NAME, SUMMARY, date, scripts, tool, write};
 use crate::sh;
 
-const SCRIPTS: &[&str] = &["postinst", "prerm", "postrm"];
+const SCRIPTS: &[&str] = &["preinst", "postinst", "prerm", "postrm"];
 /// Whoever makes the users, and what the scripts call.
 const DEPENDS: &str =
     "systemd | systemd-standalone-sysusers | systemd-sysusers, init-system-helpers (>= 1.54~)";
@@ -63,7 +63,12 @@ pub fn make(job: &Job) -> Result<PathBuf> {
     let package = job.output.join(format!("{NAME}_{version}_{architecture}.deb"));
     sh::run(
         tool(job, "dpkg-deb")
-            .args(["--root-owner-group", "-Zxz", "--build"])
+            .args([
+                "--root-owner-group",
+                "-Zxz",
+                if job.trial { "-z1" } else { "-z9" },
+                "--build",
+            ])
             .arg(&root)
             .arg(&package),
     )?;
@@ -112,7 +117,7 @@ fn copyright() -> String {
     format!(
         "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: {NAME}\n\
          Comment: The program contains the crates that third-party.txt.gz lists, each with its\n version, licence and text, among them the AWS-LC FIPS module.\n\n\
-         Files: *\nCopyright: the authors of {NAME}\nLicense: Apache-2.0\n\n\
+         Files: *\nCopyright: 2026 the authors of {NAME}\nLicense: Apache-2.0\n\n\
          License: Apache-2.0\n On Debian systems, the text of the Apache License 2.0 is in\n /usr/share/common-licenses/Apache-2.0.\n"
     )
 }

@@ -44,9 +44,32 @@ pub fn make(job: &Job, made: &Path) -> Result<()> {
     ] {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut root, NAME, &mut script);
+        let mut script = String::from_utf8(script)?;
+        if shell == Shell::Bash {
+            script = labels(&root, script);
+        }
         write(&made.join("completions").join(file), script)?;
     }
     write(&made.join("config.example.yaml"), said(&["config", "default"])?)
+}
+
+/// clap_complete 4.6.11 writes the labels of commands with a dash in them otherwise than it looks for them, and our own name has two:
+/// nothing below the first word would be completed in bash (the suite `packages` asks bash).
+fn labels(root: &Command, mut script: String) -> String {
+    let mut paths = vec![(vec![root.get_name()], root)];
+    while let Some((path, command)) = paths.pop() {
+        let label = |dash: &str| {
+            let names: Vec<String> = path.iter().map(|name| name.replace('-', dash)).collect();
+            format!("\n        {})\n", names.join("__subcmd__"))
+        };
+        script = script.replace(&label("__subcmd__"), &label("__"));
+        paths.extend(command.get_subcommands().map(|below| {
+            let mut longer = path.clone();
+            longer.push(below.get_name());
+            (longer, below)
+        }));
+    }
+    script
 }
 
 /// The parser once more, as far as help and completion go.

@@ -20,7 +20,11 @@ const SCRIPTS: &[(&str, &str)] = &[
 const FOLDERS: &[&str] = &[
     "etc/agent-fips-proxy",
     "usr/share/agent-fips-proxy",
+    "usr/share/agent-fips-proxy/grafana",
+    "usr/share/agent-fips-proxy/prometheus",
     "usr/share/doc/agent-fips-proxy",
+    "usr/share/doc/agent-fips-proxy/docs",
+    "usr/share/doc/agent-fips-proxy/docs/reference",
     "usr/share/licenses/agent-fips-proxy",
 ];
 
@@ -41,7 +45,7 @@ pub fn make(job: &Job) -> Result<PathBuf> {
         ("use_source_date_epoch_as_buildtime", "1"),
         ("clamp_mtime_to_source_date_epoch", "1"),
         // rpm's defaults depend on the machine; every rpm since 4.14 reads this.
-        ("_binary_payload", "w9.xzdio"),
+        ("_binary_payload", if job.trial { "w1.xzdio" } else { "w9.xzdio" }),
         // Stripped and compressed already, the same as in the other package.
         ("__os_install_post", "%{nil}"),
         ("_build_id_links", "none"),
@@ -76,7 +80,7 @@ fn text(job: &Job, root: &Path, files: &[Staged]) -> Result<String> {
         write!(text, "\n{name}\n{}", body.replace('%', "%%"))?;
     }
     text += "\n%files\n%defattr(0644, root, root, 0755)\n";
-    for folder in FOLDERS {
+    for folder in FOLDERS.iter().filter(|folder| root.join(folder).is_dir()) {
         writeln!(text, "%dir /{folder}")?;
     }
     for file in files {
