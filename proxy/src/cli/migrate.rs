@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::Exit;
@@ -23,6 +24,9 @@ const SITE: &str = "site";
 const FIPS: &str = "fips.enabled";
 const FIPS_PORT: &str = "fips.port_range_start";
 const FIPS_HTTPS: &str = "fips.https";
+const FIPS_ADDRESS: &str = "fips.local_address";
+/// Every setting of these.
+const LOOKED_AT: &[&str] = &[SITE, FIPS, FIPS_PORT, FIPS_HTTPS, FIPS_ADDRESS];
 /// Where the Agent's range begins unless it is told otherwise.
 const PORT_RANGE_START: u16 = 9803;
 /// More than any such file has, in bytes.
@@ -46,7 +50,7 @@ pub(super) fn run(args: &MigrateArgs) -> Exit {
             return exit;
         }
     };
-    let agent = Settings::read(&place, &[SITE, FIPS, FIPS_PORT, FIPS_HTTPS]);
+    let agent = Settings::read(&place, LOOKED_AT);
     if old.is_none() && agent.is_none() {
         complain!(
             "agent-fips-proxy: nothing to migrate from: neither {OLD} nor an Agent's /etc/datadog-agent is here. \
@@ -141,8 +145,8 @@ fn range_start(old: Option<&Old>, agent: Option<&Settings>) -> (u16, &'static st
 }
 
 impl Proposal {
-    fn set(&mut self, key: &'static str, value: impl ToString, why: impl Into<String>) {
-        self.settings.push((key, value.to_string(), why.into()));
+    fn set(&mut self, key: &'static str, value: &dyn ToString, why: &str) {
+        self.settings.push((key, value.to_string(), why.to_owned()));
     }
 
     /// The old proxy's site wins: it is where data goes today.
@@ -186,10 +190,10 @@ impl Proposal {
             (false, true) => "in place of the old proxy's ports",
             (false, false) => "the Agent's fips.enabled is not set: nobody uses these ports",
         };
-        self.set("explicit.enabled", fips || old.is_some(), why);
+        self.set("explicit.enabled", &(fips || old.is_some()), why);
         let (start, who) = range_start(old, agent);
         if start != PORT_RANGE_START {
-            self.set("explicit.port_range_start", start, who);
+            self.set("explicit.port_range_start", &start, who);
         }
         if let (Some(theirs), true) = (agent.and_then(|agent| agent.text(FIPS_PORT)), fips)
             && theirs != start.to_string()
@@ -198,13 +202,7 @@ impl Proposal {
                 "The old proxy's range begins at {start}, the Agent's at another port."
             ));
         }
-        if old.is_some_and(|old| old.forwards.iter().any(|one| one.address.is_empty())) {
-            self.notes.push(
-                "The old proxy listened on every address of the host, in clear text. This one listens on localhost, where the Agent \
-                 looks; if Agents in containers used it, see explicit.local_address."
-                    .to_owned(),
-            );
-        }
+        self.address(old, agent.filter(|_| fips));
         if fips && agent.is_some_and(|agent| agent.switch(FIPS_HTTPS) != Some(false)) {
             self.notes
                 .push("In the Agent, set fips.https: false: these ports take plain HTTP.".to_owned());
@@ -217,7 +215,33 @@ impl Proposal {
         } else {
             (true, "the Agent keeps its own URLs; its connections are taken")
         };
-        self.set("intercept.enabled", value, why);
+        self.set("intercept.enabled", &value, why);
+    }
+
+    /// Where the ports are: on localhost, unless the Agent looks elsewhere.
+    fn address(&mut self, old: Option<&Old>, agent: Option<&Settings>) {
+        let is_localhost = |text: &str| ["localhost", "127.0.0.1", "::1"].contains(&text);
+        let address = agent.and_then(|agent| agent.text(FIPS_ADDRESS)?.parse::<IpAddr>().ok());
+        if let Some(address) = address.filter(|address| !is_localhost(&address.to_string())) {
+            self.set(
+                "explicit.local_address",
+                &format!("\"{address}\""),
+                "the Agent's fips.local_address",
+            );
+        }
+        for forward in old.iter().flat_map(|old| &old.forwards) {
+            let listened = match forward.address.as_str() {
+                "" => "every address of the host",
+                text if is_localhost(text) || address.is_some_and(|address| address.to_string() == text) => {
+                    continue;
+                }
+                text => text,
+            };
+            self.note_once(format!(
+                "The old proxy listened on {listened}, in clear text. This one listens where the Agent of the host looks; if Agents in \
+                 containers used the other, see explicit.local_address."
+            ));
+        }
     }
 
     /// A server that is not the product's own intake.

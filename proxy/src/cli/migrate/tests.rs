@@ -26,14 +26,14 @@ backend datadog-logs
 ";
 
 fn settings(yaml: &str) -> Settings {
-    Settings::of(yaml, "", &[SITE, FIPS, FIPS_PORT, FIPS_HTTPS]).unwrap()
+    Settings::of(yaml, "", LOOKED_AT).unwrap()
 }
 
 /// What `config show` would say of a proposal.
 fn read_back(text: &str) -> BTreeMap<String, String> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config.yaml");
-    std::fs::write(&file, text).unwrap();
+    fs::write(&file, text).unwrap();
     let nowhere = folder.path().join("nowhere");
     let loaded = load(&Inputs {
         file: Some(file),
@@ -90,6 +90,18 @@ fn other_ports_and_private_endpoints_are_kept() {
 }
 
 #[test]
+fn the_ports_are_where_the_agent_looks() {
+    let old = haproxy::read(&SHIPPED.replace(
+        "presetenv DD_FIPS_LOCAL_ADDRESS localhost",
+        "presetenv DD_FIPS_LOCAL_ADDRESS 10.0.0.7",
+    ));
+    let agent = settings("fips: {enabled: true, https: false, local_address: 127.0.0.2}\n");
+    let text = propose(Some(&old), Some(&agent)).text();
+    assert_eq!(read_back(&text)["explicit.local_address"], "127.0.0.2");
+    assert_eq!(text.matches("listened on 10.0.0.7").count(), 1, "{text}");
+}
+
+#[test]
 fn an_agent_alone_is_intercepted() {
     let text = propose(None, Some(&settings("site: ddog-gov.com\n"))).text();
     let values = read_back(&text);
@@ -113,7 +125,7 @@ fn a_host_without_either_has_nothing_to_say() {
     };
     assert_eq!(run(&args), Exit::Unavailable);
     let etc = folder.path().join("etc/datadog-fips-proxy");
-    std::fs::create_dir_all(&etc).unwrap();
-    std::fs::write(etc.join("datadog-fips-proxy.cfg"), SHIPPED).unwrap();
+    fs::create_dir_all(&etc).unwrap();
+    fs::write(etc.join("datadog-fips-proxy.cfg"), SHIPPED).unwrap();
     assert_eq!(run(&args), Exit::Ok);
 }
