@@ -1,7 +1,6 @@
 //! `cargo xtask build` and `build-ebpf`.
 
 use std::path::PathBuf;
-
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};

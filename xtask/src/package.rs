@@ -16,7 +16,6 @@ mod pages;
 mod reproducible;
 mod rpm;
 mod sbom;
-mod scripts;
 mod stage;
 
 use std::path::{Path, PathBuf};
@@ -150,6 +149,12 @@ fn tool(job: &Job, program: &str) -> Command {
         .env("LC_ALL", "C.UTF-8")
         .env("TZ", "UTC");
     command
+}
+
+/// A script that a package manager runs: a file of `proxy/dist`.
+fn script(path: &str) -> Result<String> {
+    let path = sh::root().join("proxy/dist").join(path);
+    std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// Writes a file and the folders above it.

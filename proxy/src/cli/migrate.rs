@@ -1,11 +1,12 @@
 //! `config migrate`: a configuration that takes over from the haproxy-based `datadog-fips-proxy` and fits this host's Agent. Read
 //! from their files, printed, never written: whoever installs it has looked at it.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::PathBuf;
+
+use serde_json::Value;
 
 use super::Exit;
 use super::doctor::agent_settings::Settings;
@@ -60,8 +61,12 @@ pub(super) fn run(args: &MigrateArgs) -> Exit {
     }
     let (settings, problems) =
         agent.map_or_else(|| (None, Vec::new()), |(read, problems)| (Some(read), problems));
-    for problem in problems {
-        complain!("warning: {}; {}", problem.detail, problem.cure);
+    // What cannot be read may say anything: a proposal without it could be the opposite of what fits.
+    if !problems.is_empty() {
+        for problem in problems {
+            complain!("agent-fips-proxy: {}; {}", problem.detail, problem.cure);
+        }
+        return Exit::Config;
     }
     let proposal = propose(old.as_ref(), settings.as_ref());
     say!("{}", proposal.text().trim_end());
@@ -312,9 +317,14 @@ impl Proposal {
             line(&mut text, &format!("{indent}{name}: {value}  # {why}"));
         }
         if !self.endpoints.is_empty() {
-            line(&mut text, "upstream:\n  endpoints:");
+            line(&mut text, "upstream:");
+            line(&mut text, "  endpoints:");
             for (product, server) in &self.endpoints {
-                line(&mut text, &format!("    {product}: \"{}\"", escaped(server)));
+                // A text of JSON is one of YAML.
+                line(
+                    &mut text,
+                    &format!("    {product}: {}", Value::from(server.as_str())),
+                );
             }
         }
         text
@@ -329,14 +339,11 @@ fn product_at(offset: u16) -> Option<Product> {
         .map(|entry| entry.product)
 }
 
-/// For YAML's double quotes.
-fn escaped(text: &str) -> String {
-    text.escape_default().to_string()
-}
-
+/// One row. What stands in somebody else's file does not begin another: carriage returns and the like are dropped.
 fn line(text: &mut String, row: &str) {
-    // Writing to a String cannot fail; a line break from a file must not become one of ours.
-    let _ = writeln!(text, "{row}");
+    let is_break = |letter: char| letter.is_control() || matches!(letter, '\u{2028}' | '\u{2029}');
+    text.extend(row.chars().filter(|letter| !is_break(*letter)));
+    text.push('\n');
 }
 
 #[cfg(test)]

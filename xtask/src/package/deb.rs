@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::assets::{In, Kind};
 use super::stage::{Staged, lay_out, settle};
-use super::{DESCRIPTION, Job, MAINTAINER, NAME, SUMMARY, date, scripts, tool, write};
+use super::{DESCRIPTION, Job, MAINTAINER, NAME, SUMMARY, date, script, tool, write};
 use crate::sh;
 
 const SCRIPTS: &[&str] = &["preinst", "postinst", "prerm", "postrm"];
@@ -54,9 +54,9 @@ pub fn make(job: &Job) -> Result<PathBuf> {
         writeln!(sums, "{digest}  {}", file.path)?;
     }
     write(&control.join("md5sums"), sums)?;
-    for script in SCRIPTS {
-        let path = control.join(script);
-        write(&path, scripts::read(&format!("deb/{script}"))?)?;
+    for name in SCRIPTS {
+        let path = control.join(name);
+        write(&path, script(&format!("deb/{name}"))?)?;
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755))?;
     }
     settle(&root, job.epoch)?;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::assets::{In, Kind};
 use super::stage::{Staged, lay_out};
-use super::{DESCRIPTION, Job, MAINTAINER, NAME, SUMMARY, date, scripts, tool, write};
+use super::{DESCRIPTION, Job, MAINTAINER, NAME, SUMMARY, date, script, tool, write};
 use crate::sh;
 
 /// Scriptlet in the spec, and its file.
@@ -75,8 +75,8 @@ fn text(job: &Job, root: &Path, files: &[Staged]) -> Result<String> {
     );
     for (name, file) in SCRIPTS {
         // The first line says which shell; rpm takes its own.
-        let script = scripts::read(file)?;
-        let body = script.split_once('\n').map_or("", |(_, body)| body);
+        let whole = script(file)?;
+        let body = whole.split_once('\n').map_or("", |(_, body)| body);
         write!(text, "\n{name}\n{}", body.replace('%', "%%"))?;
     }
     text += "\n%files\n%defattr(0644, root, root, 0755)\n";

@@ -112,9 +112,28 @@ fn an_agent_alone_is_intercepted() {
 
 #[test]
 fn what_a_file_holds_never_becomes_a_line_of_ours() {
-    let old = haproxy::read("listen a\nbind :9804\nserver x \"a\\\" b\":443\n");
+    let old = haproxy::read(
+        "listen a\nbind :9804\nserver x \"a\\\" \u{e9}b\":443 ca-file \"/x\rintercept: {on_failure: open}\u{2028}\"\n",
+    );
     let text = propose(Some(&old), None).text();
-    assert!(text.contains("a\\\" b"), "{text}");
+    assert!(text.contains("metrics: \"a\\\" \u{e9}b:443\""), "{text}");
+    assert!(!text.contains(['\r', '\u{2028}']), "{text}");
+    assert!(
+        text.lines().all(|line| !line.starts_with("intercept: {")),
+        "{text}"
+    );
+}
+
+#[test]
+fn nothing_is_proposed_over_what_cannot_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let etc = folder.path().join("etc/datadog-agent");
+    fs::create_dir_all(&etc).unwrap();
+    fs::write(etc.join("datadog.yaml"), "fips: [").unwrap();
+    let args = MigrateArgs {
+        root: folder.path().to_owned(),
+    };
+    assert_eq!(run(&args), Exit::Config);
 }
 
 #[test]
