@@ -4,6 +4,7 @@ pub mod ca;
 pub mod check;
 pub mod doctor;
 pub mod intercept;
+mod migrate;
 pub(crate) mod output;
 pub mod reference;
 pub mod run;

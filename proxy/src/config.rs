@@ -32,7 +32,7 @@ pub(crate) use environment::assignment;
 pub use error::{ConfigError, ConfigErrors, Source};
 pub use https::{BelowPolicy, HttpsException, HttpsPolicy};
 pub use load::{Inputs, Loaded, Paths, Setting, load};
-pub use print::{default_file, reference, show};
+pub use print::{default_file, default_value, reference, show};
 pub use reload::Reloader;
 pub use upstream::{
     CrlPolicy, Endpoint, NoProxy, OutboundProxy, Pin, ProxyUrl, TlsPolicy, Upstream, UpstreamNetwork,

@@ -28,6 +28,8 @@ pub enum Need {
     Node,
     /// systemd's programs; it need not run here.
     Systemd,
+    /// `dpkg`, `rpm`, `lintian` and `rpmlint`; `man`, and the shells that complete.
+    Packages,
     /// A kernel of at least this version, for what it came with. Older ones are supported, too: a case that cannot be run there
     /// says so, also with `CI=true`.
     Linux(u32, u32, &'static str),
@@ -53,6 +55,9 @@ impl Need {
             Self::Systemd => {
                 absent("systemd-analyze", "--version").or_else(|| absent("/lib/systemd/systemd", "--version"))
             }
+            Self::Packages => ["dpkg", "rpm", "lintian", "rpmlint", "man", "zsh", "fish"]
+                .into_iter()
+                .find_map(|program| absent(program, "--version")),
             Self::Linux(major, minor, what) => match crate::kernel() {
                 Ok(kernel) if kernel >= (major, minor) => None,
                 Ok((is_major, is_minor)) => Some(format!(

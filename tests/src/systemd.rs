@@ -3,7 +3,8 @@
 //!
 //! It is the first process of a pid, mount, cgroup, IPC and UTS namespace; its cgroup root is a cgroup of the harness. `/etc`,
 //! `/usr/bin` and `/var/lib` are this machine's under a layer in memory, `/run`, `/tmp` and `/dev` are new, and so is a bpffs at
-//! `/sys/fs/bpf`, which is root's alone, as systemd mounts it. Everything ends with the guard, and with a test that dies.
+//! `/sys/fs/bpf`, which is root's alone, as systemd mounts it. For package managers ([`Systemd::boot_bare`]) the layer is over all of
+//! `/usr` and `/var`. Everything ends with the guard, and with a test that dies.
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -53,15 +54,37 @@ impl<'a> Systemd<'a> {
     /// Boots with the proxy installed: the shipped unit, its users, the binary, this configuration. `drop_ins` are shipped, too.
     /// Nothing is started yet but [`AGENT`] and the place of an operator's commands.
     pub fn boot(host: &'a Host, config: &Value, drop_ins: &[&str]) -> Result<Self> {
+        let folder = Self::prepare(host)?;
+        let units = folder.join("units");
+        std::fs::create_dir_all(folder.join("etc"))?;
+        std::fs::copy(dist(UNIT), units.join(UNIT))?;
+        for name in drop_ins {
+            std::fs::copy(dist(name), units.join(format!("{UNIT}.d")).join(name))?;
+        }
+        std::fs::copy(dist("agent-fips-proxy.sysusers"), folder.join("sysusers.conf"))?;
+        std::fs::copy(binary()?, folder.join("program"))?;
+        for (name, text) in [
+            ("config.yaml", serde_json::to_string_pretty(config)?),
+            ("ca.pem", std::fs::read_to_string(host.folder().join("ca.pem"))?),
+        ] {
+            std::fs::write(folder.join("etc").join(name), text)?;
+        }
+        Self::run(host, "installed")
+    }
+
+    /// Boots without anything of ours, for package managers: what they write goes into the layer, and the machine's own units are not
+    /// there. Only [`AGENT`] and the place of an operator's commands are started.
+    pub fn boot_bare(host: &'a Host) -> Result<Self> {
+        Self::prepare(host)?;
+        Self::run(host, "bare")
+    }
+
+    /// What both kinds have: targets, Agents, where the log goes.
+    fn prepare(host: &Host) -> Result<PathBuf> {
         let folder = host.folder().join("machine");
         let units = folder.join("units");
         let place = units.join(format!("{UNIT}.d"));
         std::fs::create_dir_all(&place)?;
-        std::fs::create_dir_all(folder.join("etc"))?;
-        std::fs::copy(dist(UNIT), units.join(UNIT))?;
-        for name in drop_ins {
-            std::fs::copy(dist(name), place.join(name))?;
-        }
         // There is no journal. Nothing else is said here.
         let log =
             "[Service]\nStandardOutput=append:/run/machine/log\nStandardError=append:/run/machine/log\n";
@@ -73,14 +96,11 @@ impl<'a> Systemd<'a> {
         std::fs::write(units.join(AGENT), agent)?;
         std::fs::write(units.join(SHELL), agent)?;
         std::fs::write(units.join(POD_AGENT), format!("{agent}PrivateNetwork=yes\n"))?;
-        std::fs::copy(dist("agent-fips-proxy.sysusers"), folder.join("sysusers.conf"))?;
-        std::fs::copy(binary()?, folder.join("program"))?;
-        for (name, text) in [
-            ("config.yaml", serde_json::to_string_pretty(config)?),
-            ("ca.pem", std::fs::read_to_string(host.folder().join("ca.pem"))?),
-        ] {
-            std::fs::write(folder.join("etc").join(name), text)?;
-        }
+        Ok(folder)
+    }
+
+    /// Starts it.
+    fn run(host: &'a Host, kind: &str) -> Result<Self> {
         let cgroup = Cgroup::new("machine")?;
         let mut command = host.command("unshare");
         command
@@ -102,7 +122,8 @@ impl<'a> Systemd<'a> {
                 include_str!("systemd/pid1.sh"),
                 "sh",
             ])
-            .arg(&folder);
+            .arg(host.folder().join("machine"))
+            .arg(kind);
         // With the test, even when that is killed.
         let mut outer = Command::new("setpriv");
         outer.args(["--pdeathsig", "KILL", "--"]);

@@ -10,6 +10,7 @@ use crate::{build, setup, sh, test};
 /// Pinned, so that a new release of a tool never changes what a commit means.
 const CARGO_DENY: &str = "0.20.2";
 const CARGO_AUDIT: &str = "0.22.2";
+const RUST_AUDIT_INFO: &str = "0.5.4";
 
 /// Crates of which nothing may be in the resolved graph, dev-dependencies and other targets included. Also banned in
 /// deny.toml; asked here once more through cargo itself, which needs no configuration.
@@ -52,6 +53,9 @@ pub fn run(options: &Options) -> Result<()> {
     step("bans, licences and sources (cargo deny)", deny());
     step("advisories (cargo audit)", advisories());
     step("the binary", binary(options.debug));
+    if !options.debug {
+        step("the list of crates in the binary (cargo auditable)", auditable());
+    }
     if !failed.is_empty() {
         bail!("audit failed: {}", failed.join("; "));
     }
@@ -157,8 +161,31 @@ fn binary(debug: bool) -> Result<()> {
     )
 }
 
+/// What the release says of itself names the crates that must be in it, and none of the banned.
+fn auditable() -> Result<()> {
+    let program = tool("rust-audit-info", RUST_AUDIT_INFO, &[])?;
+    let text = sh::output(Command::new(program).arg(build::binary(false)))?;
+    let list: serde_json::Value = serde_json::from_str(&text)?;
+    let packages = list["packages"].as_array().context("no list of packages")?;
+    for (name, version) in PINNED {
+        if !packages
+            .iter()
+            .any(|one| one["name"] == *name && one["version"] == *version)
+        {
+            bail!("{name} {version} is not in the list of {} crates", packages.len());
+        }
+    }
+    match packages
+        .iter()
+        .find(|one| BANNED.iter().any(|name| one["name"] == *name))
+    {
+        Some(banned) => bail!("{} is in the list", banned["name"]),
+        None => Ok(()),
+    }
+}
+
 /// A tool of this exact version inside `target/tools`, built when it is not there yet (minutes, once).
-fn tool(name: &str, version: &str, options: &[&str]) -> Result<PathBuf> {
+pub fn tool(name: &str, version: &str, options: &[&str]) -> Result<PathBuf> {
     let program = setup::tools().join("bin").join(name);
     let mut ask = Command::new(&program);
     // cargo-audit answers only behind its subcommand's name.
@@ -167,7 +194,7 @@ fn tool(name: &str, version: &str, options: &[&str]) -> Result<PathBuf> {
     {
         return Ok(program);
     }
-    eprintln!("audit: building {name} {version} into target/tools (some minutes, once)");
+    eprintln!("setup: building {name} {version} into target/tools (some minutes, once)");
     let mut command = sh::cargo();
     command
         .args([

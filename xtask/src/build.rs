@@ -1,10 +1,14 @@
 //! `cargo xtask build` and `build-ebpf`.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::sh;
+use crate::{audit, sh};
+
+/// Writes the list of crates into the program, where scanners find it. Pinned: it is part of what a commit builds.
+const CARGO_AUDITABLE: &str = "0.7.7";
 
 /// Options of `cargo xtask build`.
 #[derive(clap::Args, Default)]
@@ -20,21 +24,41 @@ pub struct EbpfOptions {}
 
 /// Builds the binary and says where it is.
 pub fn run(options: &Options) -> Result<()> {
-    let profile = if options.debug { "dev" } else { "release" };
-    sh::run(sh::cargo().args([
-        "build",
-        "--locked",
-        "--package",
-        "agent-fips-proxy",
-        "--profile",
-        profile,
-    ]))?;
+    let build = ["build", "--locked", "--package", "agent-fips-proxy"];
+    if options.debug {
+        sh::run(sh::cargo().args(build))?;
+    } else {
+        let auditable = audit::tool("cargo-auditable", CARGO_AUDITABLE, &[])?;
+        let mut command = sh::command(auditable);
+        // As cargo itself would start it.
+        command.arg("auditable").args(build).arg("--release");
+        sh::run(release(&mut command)?)?;
+    }
     let binary = binary(options.debug);
     let size = std::fs::metadata(&binary)
         .with_context(|| format!("{} was not built", binary.display()))?
         .len();
     eprintln!("built {} ({} MiB)", binary.display(), size / (1 << 20));
     Ok(())
+}
+
+/// Makes a release build the same in every folder: no path of this machine gets into it. Who builds the release otherwise gets
+/// another file that does the same.
+pub fn release(command: &mut Command) -> Result<&mut Command> {
+    let sysroot = sh::output(sh::command("rustc").args(["--print", "sysroot"]))?;
+    let home = std::env::var("CARGO_HOME")
+        .or_else(|_| Ok::<_, std::env::VarError>(format!("{}/.cargo", std::env::var("HOME")?)))
+        .context("neither CARGO_HOME nor HOME is set")?;
+    let (root, target) = (sh::root(), target());
+    // Of two that fit, the later one counts.
+    let remap = [
+        (sysroot.trim(), "/rust"),
+        (&home, "/cargo"),
+        (&root.to_string_lossy(), "/agent-fips-proxy"),
+        (&target.to_string_lossy(), "/target"),
+    ]
+    .map(|(from, to)| format!("--remap-path-prefix={from}={to}"));
+    Ok(command.env("CARGO_ENCODED_RUSTFLAGS", remap.join("\x1f")))
 }
 
 /// Where cargo puts the proxy's binary.

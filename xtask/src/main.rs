@@ -9,6 +9,7 @@ mod docs;
 mod fuzz;
 mod kernel;
 mod lint;
+mod package;
 mod setup;
 mod sh;
 mod test;
@@ -47,6 +48,8 @@ enum Verb {
     Lint(lint::Options),
     /// Prove of the release build: the module and only it, no banned crate, no unexplained advisory, hardening
     Audit(audit::Options),
+    /// Make the deb and the rpm of the release build, with manual pages, completions and SBOM
+    Package(package::Options),
     /// What CI runs: lint, audit, the counts of instructions, fuzz, test
     Ci(ci::Options),
 }
@@ -76,6 +79,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Docs(options) => docs::run(&options),
         Verb::Lint(options) => lint::run(&options),
         Verb::Audit(options) => audit::run(&options),
+        Verb::Package(options) => package::run(&options),
         Verb::Ci(options) => ci::run(&options),
     }
 }

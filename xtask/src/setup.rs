@@ -110,6 +110,16 @@ const NEEDS: &[Need] = &[
         packages: &["systemd"],
     },
     Need {
+        what: "rpm and rpmbuild, dpkg-deb and dpkg-shlibdeps (packages)",
+        present: || has("rpm") && has("rpmbuild") && has("dpkg-deb") && has("dpkg-shlibdeps"),
+        packages: &["rpm", "dpkg-dev"],
+    },
+    Need {
+        what: "lintian and rpmlint, man, zsh and fish (tests: packages)",
+        present: || ["lintian", "rpmlint", "man", "zsh", "fish"].into_iter().all(has),
+        packages: &["lintian", "rpmlint", "man-db", "zsh", "fish"],
+    },
+    Need {
         what: "openssl (tests: a verifier and peers that are not ours)",
         present: || has("openssl"),
         packages: &["openssl"],

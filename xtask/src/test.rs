@@ -27,6 +27,7 @@ pub const SUITES: &[&str] = &[
     "leaks",
     "handover",
     "systemd",
+    "packages",
     "sandbox",
     "console",
     "pods",

@@ -1,5 +1,6 @@
-//! `config check`, `config show`, `config default`.
+//! `config check`, `config show`, `config default`, and `config migrate`, which is in `migrate`.
 
+use super::migrate::{self, MigrateArgs};
 use super::{Exit, InputArgs};
 use crate::cli::output::{complain, say};
 use crate::config;
@@ -19,13 +20,19 @@ enum ConfigVerb {
     Show,
     /// Print a configuration file with every setting, its default and what it does
     Default,
+    /// Print a configuration that takes over from datadog-fips-proxy and fits this host's Agent; nothing is written
+    Migrate(MigrateArgs),
 }
 
 /// `config`
 pub(super) fn run(args: &ConfigArgs, inputs: &InputArgs) -> Exit {
-    if matches!(args.verb, ConfigVerb::Default) {
-        say!("{}", config::default_file().trim_end());
-        return Exit::Ok;
+    match &args.verb {
+        ConfigVerb::Default => {
+            say!("{}", config::default_file().trim_end());
+            return Exit::Ok;
+        }
+        ConfigVerb::Migrate(args) => return migrate::run(args),
+        ConfigVerb::Check | ConfigVerb::Show => {}
     }
     let loaded = match inputs.load_or_exit() {
         Ok(loaded) => loaded,
@@ -34,9 +41,10 @@ pub(super) fn run(args: &ConfigArgs, inputs: &InputArgs) -> Exit {
     for warning in &loaded.warnings {
         complain!("warning: {warning}");
     }
-    match args.verb {
-        ConfigVerb::Show => say!("{}", config::show(&loaded).trim_end()),
-        ConfigVerb::Check | ConfigVerb::Default => say!("the configuration is good"),
+    if matches!(args.verb, ConfigVerb::Show) {
+        say!("{}", config::show(&loaded).trim_end());
+    } else {
+        say!("the configuration is good");
     }
     Exit::Ok
 }

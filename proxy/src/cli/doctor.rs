@@ -16,7 +16,7 @@ use crate::trust::Place;
 use crate::{kubernetes, tls};
 
 mod agent_config;
-mod agent_settings;
+pub(in crate::cli) mod agent_settings;
 mod running;
 
 /// `doctor`

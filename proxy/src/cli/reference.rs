@@ -1,8 +1,12 @@
-//! `reference`: the generated pages of docs/reference, from the tables that the program itself uses.
+//! `reference`: the generated pages of docs/reference, from the tables that the program itself uses, and what `cargo xtask package`
+//! makes manual pages and shell completions of. The program carries no generator of these: it only says what there is.
 
 use super::Exit;
-use crate::cli::output::say;
+use crate::cli::output::{complain, say};
 use crate::{catalog, config};
+
+mod commands;
+mod settings;
 
 /// `reference`
 #[derive(clap::Args)]
@@ -16,6 +20,10 @@ enum Page {
     Config,
     /// Every product: port, names
     Products,
+    /// Every command with its arguments, as JSON
+    Commands,
+    /// Every setting, as JSON
+    Settings,
 }
 
 /// `reference`
@@ -23,6 +31,21 @@ pub(super) fn run(args: &ReferenceArgs) -> Exit {
     match args.page {
         Page::Config => say!("{}", config::reference().trim_end()),
         Page::Products => say!("{}", catalog::reference().trim_end()),
+        Page::Commands => return json(&commands::tree()),
+        Page::Settings => return json(&settings::all()),
     }
     Exit::Ok
+}
+
+fn json(page: &impl serde::Serialize) -> Exit {
+    match serde_json::to_string_pretty(page) {
+        Ok(text) => {
+            say!("{text}");
+            Exit::Ok
+        }
+        Err(error) => {
+            complain!("agent-fips-proxy: {error}");
+            Exit::Internal
+        }
+    }
 }

@@ -110,6 +110,12 @@ pub fn reference() -> String {
     text
 }
 
+/// The default of a setting, as documented: in words where it is not one fixed value, else as YAML on one line.
+pub fn default_value(key: &Key) -> String {
+    key.default_words
+        .map_or_else(|| (key.get)(&documented()), str::to_owned)
+}
+
 const PRODUCTS: &str = "
 ## Product names
 

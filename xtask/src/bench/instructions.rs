@@ -80,13 +80,13 @@ pub fn run(options: &Options) -> Result<()> {
 /// The program, with the release's profile and dependencies: after a build of the release only the proxy is compiled again. The
 /// linker leaves out what no counted function reaches, so it takes less time than the release's.
 fn program() -> Result<PathBuf> {
-    sh::run(
-        sh::cargo()
-            .args(["build", "--locked", "--release", "--package", "agent-fips-proxy"])
-            .args(["--features", "counts", "--bin", "instructions"])
-            // Nothing here loads the programs.
-            .env("AGENT_FIPS_PROXY_SKIP_EBPF", "1"),
-    )?;
+    let mut command = sh::cargo();
+    command
+        .args(["build", "--locked", "--release", "--package", "agent-fips-proxy"])
+        .args(["--features", "counts", "--bin", "instructions"])
+        // Nothing here loads the programs.
+        .env("AGENT_FIPS_PROXY_SKIP_EBPF", "1");
+    sh::run(build::release(&mut command)?)?;
     Ok(build::target().join("release/instructions"))
 }
 

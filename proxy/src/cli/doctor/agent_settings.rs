@@ -18,7 +18,7 @@ use crate::trust::Place;
 /// The Agent's folder; without it no Agent is installed on this host.
 const FOLDER: &str = "/etc/datadog-agent";
 /// Its configuration.
-pub(super) const FILE: &str = "/etc/datadog-agent/datadog.yaml";
+pub(in crate::cli) const FILE: &str = "/etc/datadog-agent/datadog.yaml";
 /// The environment file of all its units.
 const ENVIRONMENT: &str = "/etc/datadog-agent/environment";
 /// The unit of the core Agent, which is the one that sends logs.
@@ -36,7 +36,7 @@ const LARGEST: u64 = 8 << 20;
 
 /// The Agent's settings. They hold its API key: nothing here is ever printed but names, and values that cannot be secret.
 #[derive(Default)]
-pub(super) struct Settings {
+pub(in crate::cli) struct Settings {
     file: Value,
     /// Value and the file that it is from, of those variables that were asked for.
     variables: BTreeMap<String, (String, &'static str)>,
@@ -44,14 +44,14 @@ pub(super) struct Settings {
 
 /// Something that kept us from knowing all of them.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Problem {
-    pub(super) detail: String,
-    pub(super) cure: &'static str,
+pub(in crate::cli) struct Problem {
+    pub(in crate::cli) detail: String,
+    pub(in crate::cli) cure: &'static str,
 }
 
 impl Settings {
     /// Those of the host of `place`, of variables only those for `paths`; `None` where no Agent is installed.
-    pub(super) fn read(place: &Place, paths: &[&str]) -> Option<(Self, Vec<Problem>)> {
+    pub(in crate::cli) fn read(place: &Place, paths: &[&str]) -> Option<(Self, Vec<Problem>)> {
         // No rights to look into it are a problem of its own, not an absence.
         if fs::metadata(place.at(FOLDER)).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
             return None;
@@ -85,7 +85,7 @@ impl Settings {
 
     /// From texts alone.
     #[cfg(test)]
-    pub(super) fn of(yaml: &str, environment: &str, paths: &[&str]) -> Result<Self, Problem> {
+    pub(in crate::cli) fn of(yaml: &str, environment: &str, paths: &[&str]) -> Result<Self, Problem> {
         let mut settings = Self {
             file: parse(yaml)?,
             ..Self::default()
@@ -105,7 +105,7 @@ impl Settings {
     }
 
     /// A single value as text.
-    pub(super) fn text(&self, path: &str) -> Option<String> {
+    pub(in crate::cli) fn text(&self, path: &str) -> Option<String> {
         if let Some((value, _)) = self.variables.get(&variable(path)) {
             return Some(value.trim().to_owned());
         }
@@ -117,12 +117,12 @@ impl Settings {
     }
 
     /// True for what the Agent takes for true: YAML 1.1's words, and those of Go's `strconv.ParseBool`.
-    pub(super) fn is_on(&self, path: &str) -> bool {
+    pub(in crate::cli) fn is_on(&self, path: &str) -> bool {
         self.switch(path) == Some(true)
     }
 
     /// A switch; `None` where it is not set, or to what is no switch.
-    pub(super) fn switch(&self, path: &str) -> Option<bool> {
+    pub(in crate::cli) fn switch(&self, path: &str) -> Option<bool> {
         match self.text(path)?.to_ascii_lowercase().as_str() {
             "true" | "t" | "1" | "yes" | "y" | "on" => Some(true),
             "false" | "f" | "0" | "no" | "n" | "off" => Some(false),
@@ -131,7 +131,7 @@ impl Settings {
     }
 
     /// How many items a list has: one of YAML, or one of JSON in a text, as variables have it.
-    pub(super) fn items(&self, path: &str) -> usize {
+    pub(in crate::cli) fn items(&self, path: &str) -> usize {
         let length = |value: &Value| value.as_array().map_or(0, Vec::len);
         match (self.text(path), self.value(path)) {
             (Some(text), _) => serde_json::from_str(&text).map_or(0, |value| length(&value)),
@@ -141,7 +141,7 @@ impl Settings {
     }
 
     /// Where a setting is from, for people: the path, or the variable and its file.
-    pub(super) fn origin(&self, path: &str) -> String {
+    pub(in crate::cli) fn origin(&self, path: &str) -> String {
         let name = variable(path);
         match self.variables.get(&name) {
             Some((_, from)) => format!("{name} ({from})"),
