@@ -7,6 +7,7 @@ pub mod intercept;
 pub(crate) mod output;
 pub mod reference;
 pub mod run;
+pub mod self_test;
 pub mod status;
 pub mod uninstall;
 pub mod upgrade;
@@ -115,6 +116,8 @@ enum Verb {
     Status(status::StatusArgs),
     /// What this host allows, and what is missing
     Doctor(doctor::DoctorArgs),
+    /// A connection from each Agent's scope through the live datapath, now
+    SelfTest(self_test::SelfTestArgs),
     /// Switch interception of the running proxy, or show it
     Intercept(intercept::InterceptArgs),
     /// Let the program that is installed now take over, without a gap
@@ -155,6 +158,7 @@ fn verb() -> Exit {
         Verb::Config(args) => check::run(&args, &inputs),
         Verb::Status(args) => status::run(&args, &inputs),
         Verb::Doctor(args) => doctor::run(&args, &inputs),
+        Verb::SelfTest(args) => self_test::run(&args, &inputs),
         Verb::Intercept(args) => intercept::run(&args, &inputs),
         Verb::Upgrade => upgrade::run(&inputs),
         Verb::Ca(args) => ca::run(&args, &inputs),
