@@ -2,6 +2,7 @@
 
 pub mod ca;
 pub mod check;
+pub mod diagnose;
 pub mod doctor;
 pub mod intercept;
 pub(crate) mod output;
@@ -116,6 +117,8 @@ enum Verb {
     Status(status::StatusArgs),
     /// What this host allows, and what is missing
     Doctor(doctor::DoctorArgs),
+    /// The way to every intake, step by step: DNS, TCP, TLS, HTTP
+    Diagnose(diagnose::DiagnoseArgs),
     /// A connection from each Agent's scope through the live datapath, now
     SelfTest(self_test::SelfTestArgs),
     /// Switch interception of the running proxy, or show it
@@ -158,6 +161,7 @@ fn verb() -> Exit {
         Verb::Config(args) => check::run(&args, &inputs),
         Verb::Status(args) => status::run(&args, &inputs),
         Verb::Doctor(args) => doctor::run(&args, &inputs),
+        Verb::Diagnose(args) => diagnose::run(&args, &inputs),
         Verb::SelfTest(args) => self_test::run(&args, &inputs),
         Verb::Intercept(args) => intercept::run(&args, &inputs),
         Verb::Upgrade => upgrade::run(&inputs),

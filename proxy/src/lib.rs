@@ -31,6 +31,7 @@ pub mod config;
 #[cfg(feature = "counts")]
 #[doc(hidden)]
 pub mod counts;
+pub mod diagnose;
 #[cfg(any(test, feature = "fuzz"))]
 #[doc(hidden)]
 pub mod fuzz;

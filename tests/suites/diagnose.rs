@@ -1,5 +1,7 @@
 //! What the proxy finds out when it is asked: `self-test` through the live datapath, `diagnose` towards the intakes.
 
+#[path = "diagnose/intakes.rs"]
+mod intakes;
 #[path = "diagnose/self_test.rs"]
 mod self_test;
 
@@ -9,6 +11,14 @@ use harness::suite::{Need, case, run};
 
 fn main() -> ExitCode {
     run(vec![
+        case("all_is_well", &[Need::Root], intakes::all_is_well),
+        case("names_lead_astray", &[Need::Root], intakes::names_lead_astray),
+        case("nobody_listens", &[Need::Root], intakes::nobody_listens),
+        case("tls_is_not_good", &[Need::Root], intakes::tls_is_not_good),
+        case("http_is_not_good", &[Need::Root], intakes::http_is_not_good),
+        case("another_way", &[Need::Root], intakes::another_way),
+        case("wrong_commands", &[Need::Root], intakes::wrong_commands),
+        case("beside_the_proxy", &[Need::Root], intakes::beside_the_proxy),
         case(
             "self_test_of_explicit_ports",
             &[Need::Root],
