@@ -76,9 +76,19 @@ fn print(verdict: &Verdict) {
             millis(slowest)
         );
     }
-    for port in verdict.ports.iter().filter(|port| port.tried.error.is_some()) {
+    let bad: Vec<_> = verdict
+        .ports
+        .iter()
+        .filter(|port| port.tried.error.is_some())
+        .collect();
+    for port in &bad {
         let name = format!("port {} ({})", port.address, port.name);
-        line(&name, &port.tried, port.cure.as_deref(), &mut failures);
+        line(&name, &port.tried, port.cure.as_deref(), &mut Vec::new());
+    }
+    match bad.as_slice() {
+        [] => {}
+        [port] => failures.push(format!("port {} ({})", port.address, port.name)),
+        many => failures.push(format!("{} explicit ports", many.len())),
     }
     let module = &verdict.module;
     match (&module.error, module.integrity_us, module.known_answers_us) {

@@ -200,14 +200,14 @@ fn cure(tried: &Tried, unhooked: bool, taken: Taken) -> Option<String> {
     tried.error.as_ref()?;
     let words = match (tried.stage, taken) {
         _ if unhooked => format!("{ANEW}; find out who detaches programs of others"),
-        (Some(Stage::Serve), _) => "the worker did not serve it: one that hangs is replaced after 15 s, which the log says;                                     when all places are taken, limits.max_connections"
+        (Some(Stage::Serve), _) => "the worker did not serve it: one that hangs is replaced after 15 s, which the log says; when all places are taken, limits.max_connections"
             .to_owned(),
         (Some(Stage::Take), _) => ANEW.to_owned(),
         (Some(Stage::Connect), Taken::Cgroup) => {
             format!("the loopback interface of that network must be up, and its firewall let it through; else {ANEW}")
         }
         (Some(Stage::Connect), Taken::Tc) => {
-            "`agent-fips-proxy status` names a classifier that is shadowed, `agent-fips-proxy doctor` a firewall or a route that              is in the way"
+            "`agent-fips-proxy status` names a classifier that is shadowed, `agent-fips-proxy doctor` a firewall or a route that is in the way"
                 .to_owned()
         }
         (None, _) => "try again in a moment; the log says more".to_owned(),
@@ -227,7 +227,7 @@ fn judge_port(
     let cure = tried.error.as_ref().map(|_| match tried.stage {
         _ if unbound.is_some() => format!("`ss -ltnp sport = :{}` shows who holds it", address.port()),
         Some(Stage::Serve) => {
-            "the worker did not serve it: one that hangs is replaced after 15 s, which the log says; explicit.allowed_users and              explicit.allowed_cgroups must allow the master's user"
+            "the worker did not serve it: one that hangs is replaced after 15 s, which the log says; explicit.allowed_users and explicit.allowed_cgroups must allow the master's user"
                 .to_owned()
         }
         Some(Stage::Take) => "another program answers there".to_owned(),
