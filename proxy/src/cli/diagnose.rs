@@ -191,7 +191,7 @@ fn agent_version(text: &str) -> Result<String, String> {
     let numbers: Vec<&str> = text.split('.').collect();
     let number =
         |part: &&str| !part.is_empty() && part.len() <= 4 && part.bytes().all(|byte| byte.is_ascii_digit());
-    if numbers.len() == 3 && numbers.iter().all(|part| number(part)) {
+    if numbers.len() == 3 && numbers.iter().all(number) {
         Ok(text.to_owned())
     } else {
         Err("three numbers are expected, for example 7.81.0".to_owned())
@@ -271,7 +271,7 @@ fn print(report: &Report<'_>) {
     match &report.running.problem {
         Some(problem) => say!("note  the running proxy: {problem}"),
         None if report.running.notes.is_empty() => {
-            say!("OK    the running proxy: met no trouble on these ways")
+            say!("OK    the running proxy: met no trouble on these ways");
         }
         None => {}
     }

@@ -178,7 +178,7 @@ impl Master {
                 Event::Reload => self.reload().await,
                 Event::Upgrade => self.begin_upgrade(By::Signal),
                 Event::Tried(tried) => self.on_tried(tried).await,
-                Event::Stop => return self.stop().await,
+                Event::Stop => return Box::pin(self.stop()).await,
             }
         }
     }

@@ -21,7 +21,7 @@ const HOST_WAY: &str = "host (cgroup)";
 pub struct Verdict {
     /// Nothing failed, and something was tried.
     pub ok: bool,
-    /// `on`, `off`, or why it is wanted and not attached.
+    /// `on`, `off`, or why it is not attached, `wanted, ...` where somebody asked for it.
     pub interception: String,
     /// Agents and the ways that their connections are taken.
     pub scopes: Vec<Scope>,
@@ -114,7 +114,12 @@ pub fn judge(evidence: Evidence<'_>) -> Verdict {
             (true, true) => "on".to_owned(),
             (true, false) => {
                 let why = interception.detail.as_deref().unwrap_or("not attached yet");
-                format!("wanted, not attached: {why}")
+                let how = if wanted {
+                    "wanted, not attached"
+                } else {
+                    "not attached"
+                };
+                format!("{how}: {why}")
             }
         },
         scopes,
