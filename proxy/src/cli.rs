@@ -2,12 +2,14 @@
 
 pub mod ca;
 pub mod check;
+pub mod diagnose;
 pub mod doctor;
 pub mod intercept;
 mod migrate;
 pub(crate) mod output;
 pub mod reference;
 pub mod run;
+pub mod self_test;
 pub mod status;
 pub mod uninstall;
 pub mod upgrade;
@@ -117,6 +119,10 @@ enum Verb {
     Status(status::StatusArgs),
     /// What this host allows, and what is missing
     Doctor(doctor::DoctorArgs),
+    /// The way to every intake, step by step: DNS, TCP, TLS, HTTP
+    Diagnose(diagnose::DiagnoseArgs),
+    /// A connection from each Agent's scope through the live datapath, now
+    SelfTest(self_test::SelfTestArgs),
     /// Switch interception of the running proxy, or show it
     Intercept(intercept::InterceptArgs),
     /// Let the program that is installed now take over, without a gap
@@ -157,6 +163,8 @@ fn verb() -> Exit {
         Verb::Config(args) => check::run(&args, &inputs),
         Verb::Status(args) => status::run(&args, &inputs),
         Verb::Doctor(args) => doctor::run(&args, &inputs),
+        Verb::Diagnose(args) => diagnose::run(&args, &inputs),
+        Verb::SelfTest(args) => self_test::run(&args, &inputs),
         Verb::Intercept(args) => intercept::run(&args, &inputs),
         Verb::Upgrade => upgrade::run(&inputs),
         Verb::Ca(args) => ca::run(&args, &inputs),

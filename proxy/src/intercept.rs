@@ -38,6 +38,7 @@ mod sys;
 mod tables;
 pub mod tc;
 mod uninstall;
+mod verify;
 mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};

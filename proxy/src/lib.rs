@@ -11,7 +11,8 @@
 //! 6. [`observe`] tells the world: logs, metrics, status, redaction.
 //! 7. [`kubernetes`] asks the API server which pods of this node are Agents.
 //! 8. [`trust`] makes clients of this host trust the local authority, and knows who does.
-//! 9. [`cli`] is one verb a file.
+//! 9. [`diagnose`] looks at the way to the intakes, for people.
+//! 10. [`cli`] is one verb a file.
 //!
 //! With the feature `counts`, which no shipped build has, `counts` is there too: what `cargo xtask bench instructions` counts.
 //! With the feature `fuzz`, which none has either, and in the unit tests `fuzz` is there: what `cargo xtask fuzz` runs on bytes
@@ -31,6 +32,7 @@ pub mod config;
 #[cfg(feature = "counts")]
 #[doc(hidden)]
 pub mod counts;
+pub mod diagnose;
 #[cfg(any(test, feature = "fuzz"))]
 #[doc(hidden)]
 pub mod fuzz;

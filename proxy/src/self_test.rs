@@ -8,6 +8,8 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// Nobody's name: `.invalid` is in no DNS (RFC 6761 section 6.4).
 pub const NAME: &str = "self-test.agent-fips-proxy.invalid";
 
@@ -36,6 +38,29 @@ pub enum Failure {
     /// Somebody else answered.
     #[error("connected to {0}, and somebody else answered: the connection was not taken")]
     Foreign(SocketAddr),
+}
+
+/// The same without the words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// There was no connection.
+    Connect,
+    /// The connection was not served.
+    Serve,
+    /// It went to somebody else.
+    Take,
+}
+
+impl Failure {
+    /// Where it got stuck.
+    pub fn stage(&self) -> Stage {
+        match self {
+            Self::Connect(..) => Stage::Connect,
+            Self::Unserved(..) => Stage::Serve,
+            Self::Foreign(_) => Stage::Take,
+        }
+    }
 }
 
 /// Connects to `address` and asks; returns how long it took. Connecting and being answered may take `limit` each.

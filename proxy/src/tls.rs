@@ -2,7 +2,7 @@
 //!
 //! [`module`] proves at start which cryptographic module this program carries, [`provider`] says what a policy offers,
 //! [`roots`] whom we trust, `verify`, `crl` and `pins` how a server's certificate is judged, [`identity`] who we are for
-//! a server that asks, [`client`] makes the sessions towards intakes, `sessions` remembers them, [`error`] says why one was not made. [`ca`] is the
+//! a server that asks, [`client`] makes the sessions towards intakes, `sessions` remembers them, [`shown`] tells what a server showed, [`error`] says why one was not made. [`ca`] is the
 //! local authority, [`server`] makes the sessions with Agents that speak HTTPS, [`observe`] reads those that are passed on and not
 //! broken. Nothing outside this module may notice when the provider underneath is replaced.
 
@@ -22,6 +22,7 @@ pub mod provider;
 pub mod roots;
 pub mod server;
 mod sessions;
+pub mod shown;
 mod verify;
 
 pub use client::{Client, ClientStream};

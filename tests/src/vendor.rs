@@ -337,6 +337,20 @@ fn bpf_descriptor(command: i64, attributes: &mut Attributes) -> Result<OwnedFd> 
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
+/// Detaches by force the link that is pinned there, whosever it is: the pin stays, and leads to nothing (`bpftool link detach`).
+pub fn detach_link(pin: &Path) -> Result<()> {
+    /// BPF_OBJ_GET, BPF_LINK_DETACH (linux/bpf.h)
+    const OBJ_GET: i64 = 7;
+    const LINK_DETACH: i64 = 34;
+    let path = CString::new(pin.as_os_str().as_encoded_bytes())?;
+    let mut attributes = Attributes::default();
+    attributes.pointer(0, path.as_ptr().addr());
+    let link = bpf_descriptor(OBJ_GET, &mut attributes).with_context(|| pin.display().to_string())?;
+    let mut attributes = Attributes::default();
+    attributes.words(0, &[number(&link)?]);
+    bpf(LINK_DETACH, &mut attributes).map(drop)
+}
+
 fn number(descriptor: &OwnedFd) -> Result<u32> {
     Ok(u32::try_from(descriptor.as_raw_fd())?)
 }

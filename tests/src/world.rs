@@ -209,6 +209,7 @@ pub fn names() -> Vec<String> {
         "7-81-0-app.agent",
         "7-81-0-flare.agent",
         "sbom-intake",
+        "http-intake.logs",
     ]);
     prefixes.sort_unstable();
     prefixes.dedup();

@@ -20,6 +20,7 @@ pub const SUITES: &[&str] = &[
     "https",
     "direct",
     "upstream",
+    "diagnose",
     "faults",
     "intercept",
     "lifecycle",

@@ -30,3 +30,8 @@ pub(crate) fn stderr(text: fmt::Arguments<'_>) {
     // There is nowhere left to complain about this.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
+
+/// `1.2 ms`, of microseconds.
+pub(crate) fn millis(micros: u64) -> String {
+    format!("{}.{} ms", micros / 1000, micros % 1000 / 100)
+}

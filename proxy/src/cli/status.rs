@@ -1,12 +1,12 @@
 //! `status`: what the running proxy does, from its admin socket.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Exit, InputArgs, watch};
-use crate::cli::output::{complain, say};
+use crate::cli::output::{complain, millis, say};
 use crate::config::Config;
 use crate::observe::distrust::{ago, cure};
 use crate::observe::logging::Lost;
@@ -238,6 +238,12 @@ pub(super) fn why_unreachable(socket: &Path, error: &std::io::Error) -> String {
     }
 }
 
+/// `3 s ago`, of a moment in Unix time.
+fn since(at: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    ago(now.map_or(0, |now| now.as_secs()).saturating_sub(at))
+}
+
 fn print_authority(report: &Report) {
     if let Some(problem) = &report.authority_problem {
         say!("local authority  NOT USED: {problem}");
@@ -314,7 +320,12 @@ pub(super) fn print(report: &Report) {
     for test in &report.self_tests {
         let result = match (&test.error, test.passed()) {
             (Some(error), _) => format!("FAILED {} times: {error}", test.failures),
-            (None, true) => "passed".to_owned(),
+            (None, true) => {
+                let took = test
+                    .took_us
+                    .map_or_else(String::new, |took| format!(" in {}", millis(took)));
+                format!("passed {}{took}", since(test.at))
+            }
             (None, false) => "not tried yet".to_owned(),
         };
         say!("self-test        {}: {result}", test.way);

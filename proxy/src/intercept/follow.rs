@@ -87,6 +87,13 @@ impl Interceptor {
         }
         self.trouble.clone_from(&changes.failed);
         self.trouble.extend(self.out_of_sight());
+        self.trouble.extend(self.unhooked().into_iter().map(|(cgroup, hooks)| {
+            format!(
+                "somebody detached {} from the cgroup {}: `agent-fips-proxy intercept off` and `intercept on` attach everything anew",
+                hooks.join(", "),
+                cgroup.display()
+            )
+        }));
         changes
     }
 

@@ -392,6 +392,15 @@ impl Counters {
                 u64::from(test.passed()),
             )?;
         }
+        let mut family = e.encode_descriptor(
+            "self_test_timestamp_seconds",
+            "When the last connection of our own by this way was tried, in Unix time; 0: not yet",
+            None,
+            MetricType::Gauge,
+        )?;
+        for test in master.self_tests.iter().flatten() {
+            encode_gauge(&mut family, &[("way", test.way.as_str())], test.at)?;
+        }
         encode_lone_counter(
             e,
             "self_test_process_restarts",

@@ -26,6 +26,7 @@ pub mod connect;
 pub(super) mod destination;
 mod failure;
 pub(super) mod health;
+pub mod look;
 pub mod outbound;
 pub(super) mod pool;
 mod race;

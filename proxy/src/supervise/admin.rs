@@ -1,4 +1,5 @@
-//! The admin socket: one JSON request a line, one JSON answer a line. `status`, `intercept on|off` and `upgrade` speak to it.
+//! The admin socket: one JSON request a line, one JSON answer a line. `status`, `self-test`, `intercept on|off` and `upgrade` speak to
+//! it.
 //!
 //! It is a Unix socket of mode 0600 in a directory of ours. Whoever may ask may switch interception off, so who asks is looked at,
 //! too: root, or the user that the master is. A descriptor that was handed on, or a mode that somebody changed, opens nothing.
@@ -20,6 +21,8 @@ use tokio::sync::{mpsc, oneshot};
 const MAX_REQUEST: u64 = 4096;
 /// For a whole exchange.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// For a self-test: a minute for all ways, and the time that a process may take that hangs before.
+const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(90);
 /// For an upgrade: two trials of the new program, and the start of its worker.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -35,12 +38,15 @@ pub enum Request {
     InterceptOff,
     /// Let the program that is installed now take over.
     Upgrade,
+    /// Try every way of Agents' connections now, and the crypto module.
+    SelfTest,
 }
 
 impl Request {
     fn timeout(self) -> Duration {
         match self {
             Self::Upgrade => UPGRADE_TIMEOUT,
+            Self::SelfTest => SELF_TEST_TIMEOUT,
             Self::Status | Self::InterceptOn | Self::InterceptOff => TIMEOUT,
         }
     }

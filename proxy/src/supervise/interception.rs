@@ -336,6 +336,11 @@ impl Interception {
             .map_or_else(|| Ok(Vec::new()), Interceptor::ways)
     }
 
+    /// See [`Interceptor::unhooked`].
+    pub fn unhooked(&self) -> Vec<(PathBuf, Vec<&'static str>)> {
+        self.kernel.as_ref().map_or_else(Vec::new, Interceptor::unhooked)
+    }
+
     /// Takes note of intake connections that did not pass through us, and raises the alarm. For every second.
     pub fn account(&mut self) {
         if let Some(kernel) = &mut self.kernel {

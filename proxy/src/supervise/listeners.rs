@@ -216,6 +216,17 @@ impl Listeners {
             .map(Slot::address)
     }
 
+    /// The listeners of the host: what for, where, and why not bound.
+    pub fn states(&self) -> impl Iterator<Item = (Purpose, SocketAddr, Option<String>)> {
+        self.slots.iter().map(|slot| {
+            (
+                slot.wanted.purpose,
+                slot.address(),
+                slot.bound.as_ref().err().cloned(),
+            )
+        })
+    }
+
     /// Everything that is bound, as a worker receives it.
     pub fn passed(&self) -> (Vec<Passed>, Vec<BorrowedFd<'_>>) {
         let mut passed = Vec::new();

@@ -31,6 +31,7 @@ use crate::config::{Config, Loaded, Reloader};
 use crate::intercept::Changes;
 use crate::observe::logging;
 use crate::relay::network::NetworkId;
+use probing::SelfTesting;
 use upgrade::{By, Upgrade};
 
 /// How often state is pushed to the worker and the small chores are done.
@@ -110,6 +111,8 @@ struct Master {
     /// READY was said.
     up: bool,
     waiting_for_status: Vec<oneshot::Sender<Answer>>,
+    /// A self-test that somebody waits for.
+    self_testing: Option<SelfTesting>,
     /// Which files of a local authority the newest worker was given.
     authority: String,
     ticks: u64,
@@ -175,7 +178,7 @@ impl Master {
                 Event::Reload => self.reload().await,
                 Event::Upgrade => self.begin_upgrade(By::Signal),
                 Event::Tried(tried) => self.on_tried(tried).await,
-                Event::Stop => return self.stop().await,
+                Event::Stop => return Box::pin(self.stop()).await,
             }
         }
     }
@@ -209,6 +212,7 @@ impl Master {
                     None => self.answer_status(None),
                 }
             }
+            Request::SelfTest => self.begin_self_test(tell).await,
             Request::InterceptOn | Request::InterceptOff => {
                 let on = request == Request::InterceptOn;
                 tracing::info!(
@@ -276,6 +280,7 @@ impl Master {
             self.replace_worker();
         }
         self.probe().await;
+        self.finish_self_test();
         self.push_state().await;
         if let Some(interval) = notify::watchdog_interval()
             && self.last_watchdog.elapsed() * 2 >= interval

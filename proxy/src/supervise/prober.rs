@@ -5,6 +5,11 @@
 //! the Agents' that has the same hooks. What is asked for is [`self_test::NAME`], which the worker answers itself.
 
 pub mod child;
+mod demand;
+mod tried;
+pub mod verdict;
+
+pub use tried::Tried;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -23,6 +28,7 @@ use tokio::sync::mpsc;
 use super::channel::{Channel, Frame, Receiver, Sender};
 use super::protocol::SelfTest;
 use crate::self_test;
+use demand::Demand;
 
 /// How long each step of a connection may take: far more than a busy host needs, far less than an Agent waits.
 pub const LIMIT: Duration = Duration::from_secs(2);
@@ -68,8 +74,8 @@ pub struct Ask {
 pub struct Answer {
     /// Of which one.
     pub id: u64,
-    /// What went wrong; `None` when nothing did.
-    pub error: Option<String>,
+    /// What came of it.
+    pub tried: Tried,
 }
 
 /// A way in that is to be tried.
@@ -103,6 +109,8 @@ pub struct Prober {
     /// Why there is no process, although one is wanted.
     problem: Option<String>,
     waiting: VecDeque<Way>,
+    /// What somebody waits for; it goes first.
+    demand: Option<Demand>,
     asked: Option<Asked>,
     last: u64,
     /// Processes that hung, since the last answer.
@@ -115,8 +123,15 @@ pub struct Prober {
     next: Option<Instant>,
     /// How many rounds every way needs to have its turn.
     rounds: u32,
-    here: mpsc::UnboundedReceiver<(String, Option<String>)>,
-    from_here: mpsc::UnboundedSender<(String, Option<String>)>,
+    here: mpsc::UnboundedReceiver<FromHere>,
+    from_here: mpsc::UnboundedSender<FromHere>,
+}
+
+/// A connection that this process made by itself.
+struct FromHere {
+    way: String,
+    demanded: bool,
+    tried: Tried,
 }
 
 impl Default for Prober {
@@ -126,6 +141,7 @@ impl Default for Prober {
             running: None,
             problem: None,
             waiting: VecDeque::new(),
+            demand: None,
             asked: None,
             last: 0,
             hung: 0,
@@ -144,6 +160,8 @@ impl Default for Prober {
 struct Asked {
     id: u64,
     way: String,
+    /// Somebody waits for it.
+    demanded: bool,
     at: Instant,
 }
 
@@ -163,7 +181,7 @@ struct Found {
     at_epoch: u64,
     /// In a row.
     failures: u32,
-    error: Option<String>,
+    tried: Tried,
 }
 
 impl Found {
@@ -172,7 +190,7 @@ impl Found {
             at: now,
             at_epoch: 0,
             failures: 0,
-            error: None,
+            tried: Tried::default(),
         }
     }
 }
@@ -196,6 +214,7 @@ impl Prober {
 
     /// Ends the process: nothing is taken any more.
     pub fn end(&mut self) {
+        self.give_up_demand("interception is off");
         self.running = None;
         self.asked = None;
         self.problem = None;
@@ -231,7 +250,7 @@ impl Prober {
         self.waiting.clear();
         for way in ways {
             match way.from {
-                From::Here => self.ask_from_here(way),
+                From::Here => self.ask_from_here(way, false),
                 From::Cgroup { .. } => self.waiting.push_back(way),
             }
         }
@@ -243,7 +262,7 @@ impl Prober {
         let heard = {
             let (here, running) = (&mut self.here, &mut self.running);
             tokio::select! {
-                Some((name, error)) = here.recv() => return self.note(&name, error),
+                Some(FromHere { way, demanded, tried }) = here.recv() => return self.note(&way, demanded, tried),
                 heard = async {
                     match running {
                         Some(running) => running.receiver.next::<Answer>().await,
@@ -260,7 +279,7 @@ impl Prober {
                 }
                 // Of an earlier round: its way may be gone.
                 if let Some(asked) = self.asked.take_if(|asked| asked.id == answer.id) {
-                    self.note(&asked.way, answer.error);
+                    self.note(&asked.way, asked.demanded, answer.tried);
                 }
                 self.ask_next().await;
             }
@@ -303,7 +322,8 @@ impl Prober {
                 self.hung
             ));
         }
-        self.note(&asked.way, Some(error));
+        self.give_up_demand(&error);
+        self.note(&asked.way, asked.demanded, Tried::not(error));
         if let Some(found) = self.found.get_mut(&asked.way) {
             // So much time is more than a moment.
             found.failures = found.failures.max(2);
@@ -324,6 +344,7 @@ impl Prober {
                 way: way.clone(),
                 at: found.at_epoch,
                 failures: found.failures,
+                took_us: found.tried.took_us,
                 error: if self.unanswered(LATE).is_some_and(|asked| asked.way == *way) {
                     // Without the time: it would be news every second.
                     Some(hangs(LATE))
@@ -333,7 +354,7 @@ impl Prober {
                         None => format!("no result for more than {stale:?}"),
                     })
                 } else {
-                    found.error.clone()
+                    found.tried.error.clone()
                 },
             })
             .collect()
@@ -351,12 +372,15 @@ impl Prober {
         self.problem.is_some() || self.found.values().all(|found| found.at_epoch > 0)
     }
 
-    fn note(&mut self, name: &str, error: Option<String>) {
+    fn note(&mut self, name: &str, demanded: bool, tried: Tried) {
+        if let Some(demand) = self.demand.as_mut().filter(|_| demanded) {
+            demand.note(name, &tried);
+        }
         let Some(found) = self.found.get_mut(name) else {
             return;
         };
-        let news = found.error.is_some() != error.is_some() || found.at_epoch == 0;
-        match &error {
+        let news = found.tried.error.is_some() != tried.error.is_some() || found.at_epoch == 0;
+        match &tried.error {
             Some(error) if news => {
                 tracing::error!(way = %name, "a connection of our own through the live datapath failed: {error}");
             }
@@ -367,11 +391,11 @@ impl Prober {
         *found = Found {
             at: Instant::now(),
             at_epoch: now.map_or(1, |now| now.as_secs().max(1)),
-            failures: match &error {
+            failures: match &tried.error {
                 Some(_) => found.failures.saturating_add(1),
                 None => 0,
             },
-            error,
+            tried,
         };
         if found.failures == 1 {
             // Once may be a moment: what it was shows at once.
@@ -379,12 +403,16 @@ impl Prober {
         }
     }
 
-    fn ask_from_here(&self, way: Way) {
+    fn ask_from_here(&self, way: Way, demanded: bool) {
         let tell = self.from_here.clone();
         tokio::task::spawn_blocking(move || {
-            let error = self_test::ask(way.address, LIMIT).err();
+            let made = FromHere {
+                tried: Tried::of(self_test::ask(way.address, LIMIT)),
+                way: way.name,
+                demanded,
+            };
             // The master is about to end when nobody hears it.
-            let _ = tell.send((way.name, error.map(|error| error.to_string())));
+            let _ = tell.send(made);
         });
     }
 
@@ -393,7 +421,9 @@ impl Prober {
         if self.asked.is_some() {
             return;
         }
-        let Some(way) = self.waiting.pop_front() else {
+        let first = self.demand.as_mut().and_then(Demand::next);
+        let demanded = first.is_some();
+        let Some(way) = first.or_else(|| self.waiting.pop_front()) else {
             return;
         };
         let From::Cgroup { hooked, namespace } = way.from else {
@@ -415,6 +445,7 @@ impl Prober {
                 self.asked = Some(Asked {
                     id: ask.id,
                     way: way.name,
+                    demanded,
                     at: Instant::now(),
                 });
             }
@@ -426,13 +457,13 @@ impl Prober {
 
     /// The process is gone; the next round starts another.
     fn lost(&mut self, why: &str) {
+        let problem = format!("the process that makes connections of our own is gone: {why}");
+        self.give_up_demand(&problem);
         self.running = None;
         self.asked = None;
         self.waiting.clear();
         self.restarts += 1;
-        self.fail(format!(
-            "the process that makes connections of our own is gone: {why}"
-        ));
+        self.fail(problem);
     }
 
     /// Says, once, why nothing can be tried.

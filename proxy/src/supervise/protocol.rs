@@ -18,6 +18,7 @@ use crate::relay::outcome::ClientTls;
 use crate::relay::upstream::resolve::Stale;
 use crate::supervise::sandbox::Sandbox;
 use crate::tls::ca::AuthoritiesStatus;
+use crate::tls::module::SelfTest as SelfTestTimes;
 use crate::tls::{ModuleStatus, RootsStatus, TrustStatus};
 
 /// What master and worker speak. An upgrade in place leaves workers of another program to the new master: one that speaks
@@ -113,6 +114,8 @@ pub enum ToWorker {
     LogLevel(String),
     /// Answer with [`FromWorker::Status`].
     Status,
+    /// Run the module's tests again and answer with [`FromWorker::SelfTested`]. Only for a worker that this program started.
+    SelfTest,
     /// Serve these too: a descriptor each.
     AddListeners(Vec<Passed>),
     /// The network is gone: close its listeners and whatever else keeps it.
@@ -156,6 +159,8 @@ pub enum FromWorker {
     AddressesAsked,
     /// The answer to [`ToWorker::Status`].
     Status(Box<WorkerStatus>),
+    /// The answer to [`ToWorker::SelfTest`]: how long they took, or which one failed.
+    SelfTested(Result<SelfTestTimes, String>),
     /// A TCP socket of this network is needed, unconnected. The answer is [`ToWorker::Socket`].
     SocketWanted {
         /// Comes back with the answer.
@@ -264,6 +269,9 @@ pub struct SelfTest {
     pub at: u64,
     /// How often it failed in a row.
     pub failures: u32,
+    /// From the connect to the answer, the last time, in microseconds; absent when there was no answer.
+    #[serde(default)]
+    pub took_us: Option<u64>,
     /// What went wrong the last time; absent when nothing did.
     pub error: Option<String>,
 }

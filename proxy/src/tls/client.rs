@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::client::{ClientConnection, Resumption, WebPkiServerVerifier};
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateRevocationListDer, DnsName, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -353,6 +353,12 @@ impl Client {
             client_certificate: certificate,
             alarms,
         }
+    }
+
+    /// Roots and algorithms that servers are judged with.
+    pub(super) fn judges(&self) -> (&RootCertStore, WebPkiSupportedAlgorithms) {
+        let shared = &self.shared;
+        (&shared.roots, shared.provider.signature_verification_algorithms)
     }
 
     /// What this client offers.

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use super::health::Road;
 use super::outbound::Outbound;
 use super::pool::{For, Line, MAX_STREAMS, Sender};
-use super::socket::{Noted, Socket};
+use super::socket::{Noted, Socket, Watch};
 use super::target::Target;
 use super::{Failure, race};
 use crate::address::{is_public, may_be_proxy, may_dial};
@@ -27,7 +27,7 @@ use crate::relay::origin::{OriginalDst, UpstreamAddr, canonical};
 use crate::tls::{self, Negotiated};
 
 /// Addresses that are tried for one request. With 5 s each, more would outlive every client's own time limit.
-const MAX_ADDRESSES: usize = 6;
+pub(super) const MAX_ADDRESSES: usize = 6;
 /// HTTP/2 flow control, towards us, in bytes a stream: what is kept of an answer that its client does not read.
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
 /// And a connection: more than all its streams together may fill, so that no client that does not read keeps others waiting.
@@ -295,7 +295,7 @@ async fn named<H: Handshake>(
 }
 
 /// The families in turn, each in its resolver's order: one broken family costs one attempt, not all.
-fn alternate(ips: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
+pub(super) fn alternate(ips: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
     let first_v6 = ips.first().is_some_and(IpAddr::is_ipv6);
     let (mut first, mut second): (Vec<_>, Vec<_>) = ips.iter().partition(|ip| ip.is_ipv6() == first_v6);
     first.reverse();
@@ -351,6 +351,30 @@ pub(super) async fn secure<H: Handshake>(
     addr: UpstreamAddr,
     stream: TcpStream,
 ) -> Result<Line, Failure> {
+    let (stream, negotiated, watch) = session(shared, to, addr, stream).await?;
+    let negotiated = Arc::new(negotiated);
+    let http2 = negotiated.http2;
+    let max_head = shared.config.limits.max_header_bytes;
+    let noted = Noted::new(stream, Rc::clone(&watch), Arc::clone(&to.target.name));
+    let sender = http(noted, http2, to.client, max_head)
+        .await
+        .map_err(|source| match watch.alert() {
+            Some(source) => Failure::Handshake { addr, source },
+            None => Failure::Protocol {
+                addr,
+                source: source.into(),
+            },
+        })?;
+    Ok(Line::new(sender, watch, addr, negotiated))
+}
+
+/// The tunnel and TLS.
+pub(super) async fn session<H: Handshake>(
+    shared: &Shared<H>,
+    to: To<'_>,
+    addr: UpstreamAddr,
+    stream: TcpStream,
+) -> Result<(H::Stream, Negotiated, Rc<Watch>), Failure> {
     let To { way, .. } = to;
     let name = &to.target.name;
     let (mut socket, watch) = Socket::new(stream);
@@ -378,20 +402,7 @@ pub(super) async fn secure<H: Handshake>(
         .await
         .map_err(|source| Failure::Handshake { addr, source })?;
     negotiated.proxy = proxy;
-    let negotiated = Arc::new(negotiated);
-    let http2 = negotiated.http2;
-    let max_head = shared.config.limits.max_header_bytes;
-    let noted = Noted::new(stream, Rc::clone(&watch), Arc::clone(name));
-    let sender = http(noted, http2, to.client, max_head)
-        .await
-        .map_err(|source| match watch.alert() {
-            Some(source) => Failure::Handshake { addr, source },
-            None => Failure::Protocol {
-                addr,
-                source: source.into(),
-            },
-        })?;
-    Ok(Line::new(sender, watch, addr, negotiated))
+    Ok((stream, negotiated, watch))
 }
 
 async fn http<S: AsyncRead + AsyncWrite + Unpin + 'static>(
@@ -428,7 +439,7 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + 'static>(
 }
 
 /// Runs a connection to its end. A request that it fails gets the error itself; between requests nobody minds.
-async fn drive(connection: impl Future<Output = hyper::Result<()>>) {
+pub(super) async fn drive(connection: impl Future<Output = hyper::Result<()>>) {
     if let Err(error) = connection.await {
         tracing::debug!(%error, "upstream connection ended");
     }

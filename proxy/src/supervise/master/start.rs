@@ -107,6 +107,7 @@ impl Master {
             served: false,
             up: false,
             waiting_for_status: Vec::new(),
+            self_testing: None,
             authority: String::new(),
             ticks: 0,
             last_watchdog: Instant::now(),

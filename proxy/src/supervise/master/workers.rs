@@ -65,6 +65,12 @@ impl Master {
                 self.push_state().await;
             }
             WorkerEvent::Said(FromWorker::Status(status)) => self.answer_status(Some(*status)),
+            WorkerEvent::Said(FromWorker::SelfTested(result)) => {
+                if let Some(testing) = &mut self.self_testing {
+                    testing.module = Some(result);
+                }
+                self.finish_self_test();
+            }
             WorkerEvent::Said(FromWorker::SocketWanted {
                 request,
                 network,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use caps::Capability;
 use nix::sched::{CloneFlags, setns};
 
-use super::{Answer, Ask, LIMIT, Place};
+use super::{Answer, Ask, LIMIT, Place, Tried};
 use crate::cli::Exit;
 use crate::cli::output::complain;
 use crate::self_test;
@@ -43,12 +43,8 @@ fn serve() -> io::Result<()> {
     };
     loop {
         let (ask, descriptors) = channel.receive::<Ask>()?;
-        let error = prober.ask(&ask, descriptors.into_iter().next());
-        let answer = Answer {
-            id: ask.id,
-            error: error?,
-        };
-        channel.send(&answer)?;
+        let tried = prober.ask(&ask, descriptors.into_iter().next())?;
+        channel.send(&Answer { id: ask.id, tried })?;
     }
 }
 
@@ -61,28 +57,28 @@ struct Prober {
 }
 
 impl Prober {
-    /// What went wrong with one connection. `Err`: this process is not where it should be, and must not go on.
-    fn ask(&mut self, ask: &Ask, namespace: Option<OwnedFd>) -> io::Result<Option<String>> {
+    /// What became of one connection. `Err`: this process is not where it should be, and must not go on.
+    fn ask(&mut self, ask: &Ask, namespace: Option<OwnedFd>) -> io::Result<Tried> {
         let cgroup = match ask.hooked {
             true => self.place.hooked.clone(),
             false => self.place.bare.clone(),
         };
         if let Err(error) = self.enter(&cgroup) {
-            return Ok(Some(format!(
+            return Ok(Tried::not(format!(
                 "cannot move into the cgroup {}: {error}",
                 cgroup.display()
             )));
         }
         let Some(namespace) = namespace else {
-            return Ok(connect(ask));
+            return Ok(Tried::of(self_test::ask(ask.address, LIMIT)));
         };
         if let Err(error) = setns(&namespace, CloneFlags::CLONE_NEWNET) {
-            return Ok(Some(format!("cannot enter the network namespace: {error}")));
+            return Ok(Tried::not(format!("cannot enter the network namespace: {error}")));
         }
         drop(namespace);
-        let error = connect(ask);
+        let tried = Tried::of(self_test::ask(ask.address, LIMIT));
         setns(&self.home, CloneFlags::CLONE_NEWNET)?;
-        Ok(error)
+        Ok(tried)
     }
 
     fn enter(&mut self, cgroup: &Path) -> io::Result<()> {
@@ -92,9 +88,4 @@ impl Prober {
         }
         Ok(())
     }
-}
-
-fn connect(ask: &Ask) -> Option<String> {
-    let result = self_test::ask(ask.address, LIMIT);
-    result.err().map(|failure| failure.to_string())
 }

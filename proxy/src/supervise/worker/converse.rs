@@ -12,6 +12,7 @@ use crate::relay::Change;
 use crate::relay::network::NetworkId;
 use crate::supervise::channel::{Receiver, Sender};
 use crate::supervise::protocol::{FromWorker, Passed, ToWorker};
+use crate::tls::module;
 
 /// How often the worker says that its event loops turn.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -85,6 +86,14 @@ impl Worker {
             ToWorker::Master(status) => self.metrics.set_master(*status),
             ToWorker::LogLevel(level) => logging::set_level(&level),
             ToWorker::Status => return Some(FromWorker::Status(Box::new(self.status()))),
+            ToWorker::SelfTest => {
+                let tested = module::self_test();
+                match &tested {
+                    Ok(_) => tracing::info!("the crypto module passed its tests on demand"),
+                    Err(error) => tracing::error!(%error, "the crypto module failed its tests on demand"),
+                }
+                return Some(FromWorker::SelfTested(tested.map_err(|error| error.to_string())));
+            }
             ToWorker::AddListeners(passed) => self.add_listeners(passed, descriptors),
             ToWorker::RemoveNetwork(network) => self.remove_network(network),
             ToWorker::Retire => self.tell_threads(|| Change::Retire),
