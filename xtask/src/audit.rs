@@ -187,11 +187,9 @@ fn auditable() -> Result<()> {
 /// A tool of this exact version inside `target/tools`, built when it is not there yet (minutes, once).
 pub fn tool(name: &str, version: &str, options: &[&str]) -> Result<PathBuf> {
     let program = setup::tools().join("bin").join(name);
-    let mut ask = Command::new(&program);
-    // cargo-audit answers only behind its subcommand's name.
-    if sh::output(ask.arg("--version"))
-        .is_ok_and(|answer| answer.split_whitespace().any(|word| word == version))
-    {
+    // cargo's own list: not every tool says its version.
+    let installed = std::fs::read_to_string(setup::tools().join(".crates.toml")).unwrap_or_default();
+    if program.is_file() && installed.contains(&format!("\"{name} {version} (")) {
         return Ok(program);
     }
     eprintln!("setup: building {name} {version} into target/tools (some minutes, once)");
