@@ -84,7 +84,7 @@ impl Worker {
             ToWorker::Drain => {}
             ToWorker::Master(status) => self.metrics.set_master(*status),
             ToWorker::LogLevel(level) => logging::set_level(&level),
-            ToWorker::Status => return Some(FromWorker::Status(Box::new(self.status()))),
+            ToWorker::Status => return Some(FromWorker::Status(Box::new(self.facts.worker()))),
             ToWorker::AddListeners(passed) => self.add_listeners(passed, descriptors),
             ToWorker::RemoveNetwork(network) => self.remove_network(network),
             ToWorker::Retire => self.tell_threads(|| Change::Retire),
