@@ -30,6 +30,7 @@ pub const SUITES: &[&str] = &[
     "sandbox",
     "pods",
     "coexist",
+    "page",
     "secrets",
     "soak",
     "kubernetes",

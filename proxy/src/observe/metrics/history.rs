@@ -167,11 +167,11 @@ impl Snapshot {
                 continue;
             }
             for (at, outcome) in Outcome::ALL.iter().enumerate() {
-                for class in 0..CLASSES.len() {
+                for (class, label) in CLASSES.iter().enumerate() {
                     let n = (0..VIAS.len())
                         .map(|via| shards.sum(At::request(product, via, at, class)))
                         .sum();
-                    row.add(*outcome, CLASSES[class], n);
+                    row.add(*outcome, label, n);
                 }
             }
         }

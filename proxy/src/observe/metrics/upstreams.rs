@@ -107,7 +107,7 @@ impl Upstreams {
     pub(super) fn request_failed(&self, r: &RequestRecord) {
         self.lock(product_index(r.product)).failure = Some(Failed {
             outcome: r.outcome.label(),
-            error: r.error.as_ref().map(|error| short(error)),
+            error: r.error.as_ref().map(short),
             at: Instant::now(),
         });
     }
