@@ -7,3 +7,4 @@ pub mod logging;
 pub mod metrics;
 pub mod page;
 pub mod redact;
+pub mod view;

@@ -10,11 +10,13 @@
 //! connections and their state stay on that thread (`Rc`, no locks); only [`Shared`] is seen by several threads.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -203,6 +205,19 @@ impl HttpsHandling {
     }
 }
 
+/// Where a connection to an intake goes.
+#[derive(Clone, Copy, Debug)]
+pub struct UpstreamPlace<'a> {
+    /// Whose intake it is.
+    pub product: Product,
+    /// The name that is verified.
+    pub name: &'a str,
+    /// What is resolved: the same name, the operator's endpoint, or the outbound proxy.
+    pub host: &'a str,
+    /// The address that is dialled.
+    pub address: SocketAddr,
+}
+
 /// Takes the records of the data path. Called on the data threads, once per request or connection: it must not block.
 pub trait Recorder: Send + Sync {
     /// A request ended.
@@ -215,8 +230,10 @@ pub trait Recorder: Send + Sync {
     fn connection(&self, record: &ConnectionRecord);
     /// A client connection was accepted.
     fn connection_opened(&self, via: Via);
-    /// A TLS session with an intake was made.
-    fn upstream_connected(&self, tls: &Negotiated);
+    /// A connection to an intake was made, and its TLS session with it.
+    fn upstream_connected(&self, place: &UpstreamPlace<'_>, tls: &Negotiated);
+    /// None was made, and the address is asked last for so long.
+    fn upstream_failed(&self, place: &UpstreamPlace<'_>, why: &dyn Display, pause: Duration);
     /// A TLS session of an Agent was made: with us, or its own with the intake, read in passing.
     fn client_tls(&self, client: &TlsClient, tls: &ClientTls);
     /// A TLS session of an Agent with us was not made; one of [`tls::server::REASONS`].

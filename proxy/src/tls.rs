@@ -31,6 +31,7 @@ pub use error::{ConfigError, HandshakeError};
 pub use identity::ClientCertificateStatus;
 pub use module::{ModuleError, ModuleStatus};
 pub use roots::RootsStatus;
+pub(crate) use roots::sha256;
 pub use server::{Server, ServerStream};
 
 /// What a TLS session agreed on: evidence, recorded per connection.

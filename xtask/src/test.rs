@@ -33,6 +33,7 @@ pub const SUITES: &[&str] = &[
     "console",
     "pods",
     "coexist",
+    "page",
     "secrets",
     "soak",
     "kubernetes",

@@ -10,11 +10,12 @@ use crate::cli::output::{complain, millis, say};
 use crate::config::Config;
 use crate::observe::distrust::{ago, cure};
 use crate::observe::logging::Lost;
+use crate::observe::view::{self, ProductStatus, UpstreamTlsStatus, Warning};
 use crate::relay::network::NetworkId;
 use crate::supervise::admin::{self, Answer, Request};
 use crate::supervise::protocol::{
-    ClientTlsStatus, DnsStatus, HttpsStatus, InterceptionStatus, ListenerStatus, MasterStatus, ProductStatus,
-    SelfTest, UpstreamSessionStatus, UpstreamTlsStatus, WorkerStatus,
+    ClientTlsStatus, DnsStatus, HttpsStatus, InterceptionStatus, ListenerStatus, MasterStatus, SelfTest,
+    UpstreamSessionStatus, WorkerStatus,
 };
 use crate::supervise::sandbox::Sandbox;
 use crate::tls::ca::{AuthoritiesStatus, Role};
@@ -50,6 +51,9 @@ pub struct Report {
     pub(super) ready: bool,
     /// What keeps it from being ready.
     pub(super) not_ready: Vec<String>,
+    /// What somebody should do something about, with the cure where one is known: what the status page shows on top.
+    #[serde(default)]
+    pub(super) warnings: Vec<Warning>,
     pub(super) master: Process,
     /// Absent while no worker answers.
     pub(super) worker: Option<Process>,
@@ -112,6 +116,7 @@ pub struct Process {
 impl Report {
     /// Puts together what master and worker know.
     pub fn new(config: &Config, master: MasterStatus, worker: Option<WorkerStatus>) -> Self {
+        let warnings = view::warnings(&master, worker.as_ref());
         let mut not_ready = master.not_ready();
         if worker.is_none() {
             not_ready.push("no worker answers".to_owned());
@@ -121,6 +126,7 @@ impl Report {
             site: config.site.to_string(),
             ready: not_ready.is_empty(),
             not_ready,
+            warnings,
             master: Process {
                 pid: master.pid,
                 uptime_seconds: None,

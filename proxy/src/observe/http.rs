@@ -8,11 +8,14 @@
 //! | `/readyz` | 200 when every listener is bound, the module passed its tests, interception is in place if asked for, and connections of our own pass the live datapath; else 503 with the reasons |
 
 use std::convert::Infallible;
-use std::net::TcpListener as StdListener;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::net::{IpAddr, TcpListener as StdListener};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
-use http::{Method, Request, Response, StatusCode, header};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
@@ -21,26 +24,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
-use crate::observe::metrics::{CONTENT_TYPE, Metrics};
+use crate::observe::metrics::CONTENT_TYPE;
 use crate::observe::page;
+use crate::observe::view::Facts;
+use crate::tls;
 
 /// Somebody who scrapes slowly must not keep the others out, and a flood must not cost memory.
 const MAX_CONNECTIONS: usize = 64;
 /// A whole request head, and the time a kept connection may idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What the page shows besides the metrics.
-#[derive(Debug)]
-pub struct Facts {
-    /// The figures.
-    pub metrics: Arc<Metrics>,
-    /// The site that is served.
-    pub site: String,
-    /// `upstream.tls_policy`.
-    pub tls_policy: &'static str,
-    /// When the worker became ready.
-    pub started: Instant,
-}
 
 /// Serves until `drain` is true. Must be called inside a `LocalSet`.
 pub async fn serve(listeners: Vec<StdListener>, facts: Arc<Facts>, mut drain: watch::Receiver<bool>) {
@@ -85,10 +77,13 @@ async fn accept(
             continue;
         };
         let facts = Arc::clone(&facts);
+        let loopback = stream
+            .local_addr()
+            .is_ok_and(|ours| ours.ip().to_canonical().is_loopback());
         tokio::task::spawn_local(async move {
             let _slot = slot;
             let service = service_fn(|request| {
-                let answer = answer(&request, &facts);
+                let answer = answer(&request, &facts, loopback);
                 async move { Ok::<_, Infallible>(answer) }
             });
             let mut builder = http1::Builder::new();
@@ -102,13 +97,23 @@ async fn accept(
     }
 }
 
-fn answer(request: &Request<Incoming>, facts: &Facts) -> Response<Full<Bytes>> {
-    if request.method() != Method::GET && request.method() != Method::HEAD {
+fn answer(request: &Request<Incoming>, facts: &Facts, loopback: bool) -> Response<Full<Bytes>> {
+    if loopback && !names_this_host(request.headers()) {
         return text(
+            StatusCode::MISDIRECTED_REQUEST,
+            "text/plain; charset=utf-8",
+            "on loopback the status port answers to localhost and to IP addresses only\n".to_owned(),
+        );
+    }
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut refusal = text(
             StatusCode::METHOD_NOT_ALLOWED,
             "text/plain; charset=utf-8",
             "only GET and HEAD\n".to_owned(),
         );
+        let allowed = HeaderValue::from_static("GET, HEAD");
+        refusal.headers_mut().insert(header::ALLOW, allowed);
+        return refusal;
     }
     match request.uri().path() {
         "/" => text(StatusCode::OK, "text/html; charset=utf-8", page::render(facts)),
@@ -122,6 +127,30 @@ fn answer(request: &Request<Incoming>, facts: &Facts) -> Response<Full<Bytes>> {
         ),
     }
 }
+
+/// Whether the request is for this host by a name that no name server decides about: the page of somebody else, in a browser on
+/// this host, could let a name of its own lead to loopback and read what we answer (DNS rebinding).
+fn names_this_host(headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+        // HTTP/1.0 may leave it out; a browser never does.
+        return headers.get(header::HOST).is_none();
+    };
+    let Some(host) = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()) else {
+        return false;
+    };
+    let name = host.host().trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+}
+
+/// Nothing but the page's own style is used, and nobody frames it.
+static CONTENT_POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
+    let style = STANDARD.encode(tls::sha256(page::STYLE.as_bytes()));
+    let policy = format!(
+        "default-src 'none'; style-src 'sha256-{style}'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    );
+    HeaderValue::from_str(&policy).ok()
+});
 
 fn ready(facts: &Facts) -> Response<Full<Bytes>> {
     let reasons = facts.metrics.master().not_ready();
@@ -137,23 +166,64 @@ fn text(status: StatusCode, content_type: &'static str, body: String) -> Respons
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static(content_type),
-    );
-    headers.insert(
-        header::CACHE_CONTROL,
-        header::HeaderValue::from_static("no-store"),
-    );
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        header::HeaderValue::from_static("nosniff"),
-    );
-    headers.insert(
-        header::CONTENT_SECURITY_POLICY,
-        header::HeaderValue::from_static(
-            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    if let Some(policy) = CONTENT_POLICY.clone() {
+        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
+    for (name, value) in [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (
+            header::HeaderName::from_static("cross-origin-resource-policy"),
+            "same-origin",
         ),
-    );
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_nobody_can_turn_are_answered() {
+        for (hosts, answered) in [
+            (&[][..], true),
+            (&["localhost"], true),
+            (&["LOCALHOST:8080"], true),
+            (&["127.0.0.1:9803"], true),
+            (&["[::1]:9803"], true),
+            (&["evil.example.net:9803"], false),
+            (&["localhost.evil.example.net"], false),
+            (&["localhost", "evil.example.net"], false),
+            (&["127.0.0.1.evil.example.net"], false),
+            (&[""], false),
+            (&["local host"], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for host in hosts {
+                headers.append(header::HOST, HeaderValue::from_str(host).unwrap());
+            }
+            assert_eq!(names_this_host(&headers), answered, "{hosts:?}");
+        }
+    }
+
+    #[test]
+    fn the_policy_allows_the_style_and_no_script() {
+        let answer = text(StatusCode::OK, "text/plain", String::new());
+        let policy = answer.headers()[header::CONTENT_SECURITY_POLICY]
+            .to_str()
+            .unwrap();
+        assert!(
+            policy.contains("default-src 'none'; style-src 'sha256-"),
+            "{policy}"
+        );
+        assert!(
+            !policy.contains("script") && !policy.contains("unsafe"),
+            "{policy}"
+        );
+    }
 }

@@ -3,13 +3,16 @@
 
 mod authority;
 mod client_tls;
+mod history;
 mod kernel;
 mod lost;
 mod requests;
 mod shards;
 mod trust;
+mod upstreams;
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -23,15 +26,18 @@ use prometheus_client::registry::Registry;
 use crate::catalog::{Product, TABLE};
 use crate::observe::access::AccessLog;
 use crate::observe::logging;
-use crate::relay::Recorder;
+use crate::observe::view::UpstreamTlsStatus;
 use crate::relay::outcome::{
     ClientTls, ConnectionRecord, DECISIONS, Outcome, RequestRecord, Said, TlsClient, Via,
 };
-use crate::supervise::protocol::{MasterStatus, UpstreamTlsStatus};
+use crate::relay::{Recorder, UpstreamPlace};
+use crate::supervise::protocol::MasterStatus;
 use crate::tls::ca::AuthoritiesStatus;
 use crate::tls::{ModuleStatus, Negotiated, TrustStatus};
 use client_tls::ClientTlsCounters;
+use history::Samples;
 use shards::{At, Shards};
+use upstreams::{Parameters, Upstreams, parameters};
 
 pub use shards::count_as;
 
@@ -81,7 +87,9 @@ type SessionFacts = (Option<String>, Option<String>, bool);
 #[derive(Debug)]
 struct Counters {
     shards: Shards,
-    handshakes: Mutex<BTreeMap<(String, String, String), u64>>,
+    samples: Samples,
+    upstreams: Upstreams,
+    handshakes: Mutex<BTreeMap<Parameters, u64>>,
     sessions: Mutex<BTreeMap<SessionFacts, u64>>,
     trust: RwLock<TrustStatus>,
     module: ModuleStatus,
@@ -95,6 +103,8 @@ impl Metrics {
     pub fn new(module: ModuleStatus, master: MasterStatus, threads: usize, access: bool) -> Self {
         let counters = Arc::new(Counters {
             shards: Shards::new(threads),
+            samples: Samples::new(),
+            upstreams: Upstreams::new(),
             handshakes: Mutex::default(),
             sessions: Mutex::default(),
             trust: RwLock::default(),
@@ -214,6 +224,9 @@ impl Recorder for Metrics {
         if r.retries > 0 {
             mine.add(At::retries(), u64::from(r.retries));
         }
+        if r.outcome.is_failure() {
+            self.counters.upstreams.request_failed(r);
+        }
         self.access.request(r);
     }
 
@@ -253,9 +266,9 @@ impl Recorder for Metrics {
         self.counters.client_tls.distrusts(client, said);
     }
 
-    fn upstream_connected(&self, tls: &Negotiated) {
-        let group = tls.group.clone().unwrap_or_else(|| "-".to_owned());
-        let key = (tls.version.clone(), tls.suite.clone(), group);
+    fn upstream_connected(&self, place: &UpstreamPlace<'_>, tls: &Negotiated) {
+        self.counters.upstreams.connected(place, tls);
+        let key = parameters(tls);
         *self
             .counters
             .handshakes
@@ -271,6 +284,10 @@ impl Recorder for Metrics {
             .unwrap_or_else(PoisonError::into_inner)
             .entry(key)
             .or_insert(0) += 1;
+    }
+
+    fn upstream_failed(&self, place: &UpstreamPlace<'_>, why: &dyn Display, pause: Duration) {
+        self.counters.upstreams.failed(place, why, pause);
     }
 }
 
@@ -456,6 +473,12 @@ fn product_index(product: Option<Product>) -> usize {
 
 fn product_name(index: usize) -> &'static str {
     TABLE.get(index).map_or("-", |entry| entry.name)
+}
+
+fn product_title(index: usize) -> &'static str {
+    TABLE
+        .get(index)
+        .map_or("Names of no product", |entry| entry.title)
 }
 
 fn micros(duration: Duration) -> u64 {

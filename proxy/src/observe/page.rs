@@ -2,13 +2,14 @@
 
 use std::fmt::{Display, Write};
 
-use crate::catalog::TABLE;
-use crate::observe::distrust::cure;
-use crate::observe::http::Facts;
-use crate::observe::logging::{self, Lost};
-use crate::supervise::protocol::ClientTlsStatus;
+use crate::config::TlsPolicy;
+use crate::observe::distrust::{ago, cure};
+use crate::observe::logging::Lost;
+use crate::observe::view::{Facts, Health, ProductState, ProductStatus, View};
+use crate::supervise::protocol::{ClientTlsStatus, WorkerStatus};
 
-const STYLE: &str = "
+/// Between the tags, byte for byte: the policy of content names its digest.
+pub(super) const STYLE: &str = "
 :root{color-scheme:light dark}body{font:15px/1.45 system-ui,sans-serif;margin:1.5rem auto;max-width:70rem;padding:0 1rem}
 h1{font-size:1.3rem}h2{font-size:1.05rem;margin-top:1.8rem}table{border-collapse:collapse;width:100%}
 th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #8884}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
@@ -19,13 +20,13 @@ dt{font-weight:600}dd{margin:0}.wide{overflow-x:auto}";
 pub fn render(facts: &Facts) -> String {
     let mut page = String::with_capacity(16 * 1024);
     // Writing into a String cannot fail.
-    let _ = write(&mut page, facts);
+    let _ = write(&mut page, &facts.view());
     page
 }
 
-fn write(page: &mut String, facts: &Facts) -> std::fmt::Result {
-    let master = facts.metrics.master();
-    let module = facts.metrics.module();
+fn write(page: &mut String, view: &View) -> std::fmt::Result {
+    let (master, worker) = (&view.master, &view.worker);
+    let module = &worker.module;
     write!(
         page,
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
@@ -42,22 +43,22 @@ fn write(page: &mut String, facts: &Facts) -> std::fmt::Result {
             Html(not_ready.join("; "))
         )?;
     }
-    row(page, "Site", &facts.site)?;
+    row(page, "Site", &view.site)?;
     row(page, "Module", &module.version)?;
     row(
         page,
         "Certificate",
         module.certificate.as_deref().unwrap_or("none"),
     )?;
-    row(page, "TLS policy", facts.tls_policy)?;
-    trust(page, facts)?;
-    authority(page, facts)?;
-    row(
-        page,
-        "Worker up",
-        format_args!("{} s", facts.started.elapsed().as_secs()),
-    )?;
-    row(page, "Client connections", facts.metrics.connections())?;
+    let policy = match worker.tls_policy {
+        TlsPolicy::Fips => "fips (TLS 1.2 with extended master secret, TLS 1.3)",
+        TlsPolicy::Strict => "strict (TLS 1.3)",
+    };
+    row(page, "TLS policy", policy)?;
+    trust(page, worker)?;
+    authority(page, worker)?;
+    row(page, "Worker up", format_args!("{} s", worker.uptime_seconds))?;
+    row(page, "Client connections", worker.connections)?;
     let interception = &master.interception;
     let state = match (interception.enabled, interception.attached) {
         (false, _) => "off",
@@ -68,11 +69,13 @@ fn write(page: &mut String, facts: &Facts) -> std::fmt::Result {
         Some(detail) => row(page, "Interception", format_args!("{state}: {detail}"))?,
         None => row(page, "Interception", state)?,
     }
-    lost(page, logging::lost(), master.log_lost)?;
+    lost(page, worker.log_lost, master.log_lost)?;
     page.push_str("</dl>");
-    products(page, facts)?;
-    upstream_tls(page, facts)?;
-    client_tls(page, facts)?;
+    warnings(page, view)?;
+    products(page, worker)?;
+    addresses(page, worker)?;
+    upstream_tls(page, worker)?;
+    client_tls(page, worker)?;
     if let Some(kernel) = &interception.kernel {
         page.push_str(
             "<h2>Agents</h2><div class=\"wide\"><table><tr><th>Agent</th><th>taken by</th><th>why</th></tr>",
@@ -122,47 +125,131 @@ fn write(page: &mut String, facts: &Facts) -> std::fmt::Result {
     Ok(())
 }
 
-fn products(page: &mut String, facts: &Facts) -> std::fmt::Result {
+/// What somebody should do something about; nothing where all is well.
+fn warnings(page: &mut String, view: &View) -> std::fmt::Result {
+    if view.warnings.is_empty() {
+        return Ok(());
+    }
+    page.push_str("<h2>What is wrong, and what helps</h2><ul>");
+    for warning in &view.warnings {
+        write!(page, "<li><span class=\"bad\">{}</span>", Html(&warning.what))?;
+        if let Some(cure) = &warning.cure {
+            write!(page, "<br>{}", Html(cure))?;
+        }
+        page.push_str("</li>");
+    }
+    page.push_str("</ul>");
+    Ok(())
+}
+
+fn products(page: &mut String, worker: &WorkerStatus) -> std::fmt::Result {
     page.push_str(
-        "<h2>Products</h2><div class=\"wide\"><table><tr><th>product</th><th class=\"n\">ok</th><th class=\"n\">failed</th>\
-         <th class=\"n\">bytes up</th><th class=\"n\">bytes down</th><th>failures</th></tr>",
+        "<h2>Products</h2><div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"Products\"><table><caption>State, rates \
+         and times: of the last minute. Counts: since the worker started.</caption><tr>",
     );
-    for product in facts.metrics.products() {
-        let title = TABLE
-            .iter()
-            .find(|e| e.name == product.name)
-            .map_or(product.name.as_str(), |e| e.title);
-        let ok = product.requests.get("ok").copied().unwrap_or_default();
-        let failures: Vec<String> = product
-            .requests
-            .iter()
-            .filter(|(k, _)| *k != "ok")
-            .map(|(k, n)| format!("{k} {n}"))
-            .collect();
-        let failed: u64 = product
-            .requests
-            .iter()
-            .filter(|(k, _)| *k != "ok")
-            .map(|(_, n)| n)
-            .sum();
+    for (name, class) in [
+        ("product", ""),
+        ("state", ""),
+        ("requests/s", "n"),
+        ("bytes/s up", "n"),
+        ("bytes/s down", "n"),
+        ("p50", "n"),
+        ("p99", "n"),
+        ("ok", "n"),
+        ("failed", "n"),
+        ("bytes up", "n"),
+        ("bytes down", "n"),
+        ("failures", ""),
+    ] {
+        write!(page, "<th scope=\"col\" class=\"{class}\">{name}</th>")?;
+    }
+    page.push_str("</tr>");
+    for product in &worker.products {
+        let ProductStatus { recent, requests, .. } = product;
+        let failures = requests.iter().filter(|(outcome, _)| *outcome != "ok");
+        let named: Vec<String> = failures.map(|(outcome, n)| format!("{outcome} {n}")).collect();
+        let ms = |time: Option<f64>| time.map_or("-".to_owned(), |time| format!("{time:.1} ms"));
+        let class = if matches!(product.state, ProductState::Failing | ProductState::Down) {
+            "bad"
+        } else {
+            ""
+        };
         write!(
             page,
-            "<tr><td>{}</td><td class=\"n\">{ok}</td><td class=\"n\">{failed}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td>{}</td></tr>",
-            Html(title),
-            product.bytes_up,
-            product.bytes_down,
-            Html(failures.join(", "))
+            "<tr><th scope=\"row\">{}</th><td class=\"{class}\">{}</td>",
+            Html(&product.title),
+            product.state.name()
         )?;
+        for number in [
+            format!("{:.1}", recent.requests_per_second),
+            format!("{:.0}", recent.bytes_up_per_second),
+            format!("{:.0}", recent.bytes_down_per_second),
+            ms(recent.p50_ms),
+            ms(recent.p99_ms),
+            product.ok().to_string(),
+            product.failed().to_string(),
+            product.bytes_up.to_string(),
+            product.bytes_down.to_string(),
+        ] {
+            write!(page, "<td class=\"n\">{}</td>", Html(number))?;
+        }
+        write!(page, "<td>{}</td></tr>", Html(named.join(", ")))?;
     }
     page.push_str("</table></div>");
     Ok(())
 }
 
-fn upstream_tls(page: &mut String, facts: &Facts) -> std::fmt::Result {
+/// Addresses of intakes, as connections met them; nothing while none was tried.
+fn addresses(page: &mut String, worker: &WorkerStatus) -> std::fmt::Result {
+    if worker.products.iter().all(|product| product.upstream.is_empty()) {
+        return Ok(());
+    }
+    page.push_str(
+        "<h2>Intake addresses</h2><div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"Intake addresses\"><table>\
+         <tr><th scope=\"col\">product</th><th scope=\"col\">address</th><th scope=\"col\">name</th><th scope=\"col\">health</th>\
+         <th scope=\"col\">last TLS</th><th scope=\"col\">last error</th><th scope=\"col\">name server's answer</th></tr>",
+    );
+    for product in &worker.products {
+        for upstream in &product.upstream {
+            let (class, health) = match upstream.health {
+                Health::Ok => ("", "takes connections".to_owned()),
+                Health::Ejected { failures, seconds } => (
+                    "bad",
+                    format!("asked last: failed {failures} times, checked again in {seconds} s"),
+                ),
+            };
+            let error = upstream.last_error.as_ref();
+            let error = error.map_or("-".to_owned(), |error| {
+                format!("{}: {}", ago(error.seconds_ago), error.why)
+            });
+            let dns = upstream.dns.as_ref();
+            let dns = dns.map_or("-".to_owned(), |dns| match (dns.age_s, &dns.problem) {
+                (None, _) => "hosts file".to_owned(),
+                (Some(age), None) => ago(age),
+                (Some(age), Some(problem)) => format!("{}, not renewed: {problem}", ago(age)),
+            });
+            write!(
+                page,
+                "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td class=\"{class}\">{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                Html(&product.title),
+                upstream.address,
+                Html(&upstream.name),
+                Html(health),
+                Html(upstream.tls.as_deref().unwrap_or("-")),
+                Html(error),
+                Html(dns)
+            )?;
+        }
+    }
+    page.push_str("</table></div>");
+    Ok(())
+}
+
+fn upstream_tls(page: &mut String, worker: &WorkerStatus) -> std::fmt::Result {
     page.push_str(
         "<h2>TLS towards intakes</h2><div class=\"wide\"><table><tr><th>version</th><th>suite</th><th>group</th><th class=\"n\">handshakes</th></tr>",
     );
-    for tls in facts.metrics.upstream_tls() {
+    for tls in &worker.upstream_tls {
         write!(
             page,
             "<tr><td>{}</td><td>{}</td><td>{}</td><td class=\"n\">{}</td></tr>",
@@ -177,8 +264,8 @@ fn upstream_tls(page: &mut String, facts: &Facts) -> std::fmt::Result {
 }
 
 /// The local authority; nothing where there is none.
-fn authority(page: &mut String, facts: &Facts) -> std::fmt::Result {
-    let Some(status) = facts.metrics.authority() else {
+fn authority(page: &mut String, worker: &WorkerStatus) -> std::fmt::Result {
+    let Some(status) = &worker.authority else {
         return Ok(());
     };
     let current = &status.current;
@@ -197,8 +284,8 @@ fn authority(page: &mut String, facts: &Facts) -> std::fmt::Result {
 }
 
 /// Sessions of Agents that speak HTTPS, and clients that do not trust us; nothing where there were none.
-fn client_tls(page: &mut String, facts: &Facts) -> std::fmt::Result {
-    let distrusting = facts.metrics.distrusting();
+fn client_tls(page: &mut String, worker: &WorkerStatus) -> std::fmt::Result {
+    let distrusting = &worker.https.distrusting;
     if !distrusting.is_empty() {
         page.push_str(
             "<h2>Clients that do not trust the local authority</h2><div class=\"wide\"><table><tr><th>client</th>\
@@ -221,7 +308,7 @@ fn client_tls(page: &mut String, facts: &Facts) -> std::fmt::Result {
         }
         page.push_str("</table></div>");
     }
-    let sessions = facts.metrics.client_tls();
+    let sessions = &worker.https.sessions;
     if sessions.is_empty() {
         return Ok(());
     }
@@ -250,8 +337,8 @@ fn client_tls(page: &mut String, facts: &Facts) -> std::fmt::Result {
 }
 
 /// What servers are judged by beyond the roots, and the way to them; nothing where nothing is set.
-fn trust(page: &mut String, facts: &Facts) -> std::fmt::Result {
-    let trust = facts.metrics.trust();
+fn trust(page: &mut String, worker: &WorkerStatus) -> std::fmt::Result {
+    let trust = &worker.trust;
     if let Some(crls) = &trust.crls {
         let next = crls.next_update.as_deref().unwrap_or("-");
         row(
@@ -274,11 +361,15 @@ fn trust(page: &mut String, facts: &Facts) -> std::fmt::Result {
             format_args!("SHA-256 {}, ends {}", certificate.sha256, certificate.not_after),
         )?;
     }
-    for session in facts.metrics.upstream_sessions() {
+    for session in &worker.upstream_sessions {
         let way = session
             .proxy
+            .as_ref()
             .map_or("directly".to_owned(), |proxy| format!("through {proxy}"));
-        let pin = session.pin.map_or(String::new(), |pin| format!(", pin {pin}"));
+        let pin = session
+            .pin
+            .as_ref()
+            .map_or(String::new(), |pin| format!(", pin {pin}"));
         let certificate = if session.client_certificate {
             ", client certificate presented"
         } else {
@@ -336,6 +427,22 @@ impl<T: Display> Display for Html<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_text_becomes_markup() {
+        use proptest::prelude::*;
+        proptest!(|(text in ".*")| {
+            let escaped = Html(&text).to_string();
+            prop_assert!(!escaped.contains(['<', '>', '"', '\'']));
+            let back = escaped
+                .replace("&lt;", "<")
+                .replace("&gt;", ">")
+                .replace("&quot;", "\"")
+                .replace("&#39;", "'")
+                .replace("&amp;", "&");
+            prop_assert_eq!(back, text);
+        });
+    }
 
     #[test]
     fn text_cannot_become_markup() {

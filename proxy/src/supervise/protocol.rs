@@ -1,7 +1,6 @@
 //! What master and worker say to each other, and what `status` shows. JSON, one message a line.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use crate::config::Config;
 use crate::intercept::{InterceptStatus, PodRef, Taken, tc};
 use crate::observe::distrust::DistrustStatus;
 use crate::observe::logging::Lost;
+use crate::observe::view::{ProductStatus, UpstreamTlsStatus};
 use crate::relay::network::NetworkId;
 use crate::relay::outcome::ClientTls;
 use crate::relay::upstream::resolve::Stale;
@@ -421,31 +421,6 @@ pub struct DnsStatus {
     pub stale: Vec<Stale>,
 }
 
-/// One product's figures since the worker started.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProductStatus {
-    /// The product's name.
-    pub name: String,
-    /// Requests by outcome.
-    pub requests: BTreeMap<String, u64>,
-    /// Body bytes from Agents.
-    pub bytes_up: u64,
-    /// Body bytes to Agents.
-    pub bytes_down: u64,
-}
-
-impl ProductStatus {
-    /// Requests that the intake answered.
-    pub fn ok(&self) -> u64 {
-        self.requests.get("ok").copied().unwrap_or_default()
-    }
-
-    /// All others.
-    pub fn failed(&self) -> u64 {
-        self.requests.values().sum::<u64>().saturating_sub(self.ok())
-    }
-}
-
 /// Intercepted Agents that speak HTTPS.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HttpsStatus {
@@ -465,19 +440,6 @@ pub struct ClientTlsStatus {
     pub tls: ClientTls,
     /// How many.
     pub sessions: u64,
-}
-
-/// Handshakes with the same parameters.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UpstreamTlsStatus {
-    /// `TLSv1.2` or `TLSv1.3`.
-    pub version: String,
-    /// IANA suite name.
-    pub suite: String,
-    /// Key exchange group.
-    pub group: String,
-    /// How many handshakes.
-    pub handshakes: u64,
 }
 
 /// Sessions with the same facts.

@@ -17,18 +17,17 @@ use super::broker::Broker;
 use super::channel::Channel;
 use super::door::Door;
 use super::privileges;
-use super::protocol::{
-    DnsStatus, FromWorker, HttpsStatus, MasterStatus, Passed, Purpose, Setup, WorkerStatus,
-};
-use super::sandbox::{self, Sandbox};
+use super::protocol::{FromWorker, MasterStatus, Passed, Purpose, Setup};
+use super::sandbox;
 use crate::catalog::Catalog;
 use crate::cli::Exit;
 use crate::cli::output::complain;
-use crate::config::{Config, HttpsException, HttpsPolicy, TlsPolicy};
+use crate::config::{Config, HttpsException, HttpsPolicy};
 use crate::kubernetes;
-use crate::observe::http::{self, Facts};
+use crate::observe::http;
 use crate::observe::logging;
 use crate::observe::metrics::Metrics;
+use crate::observe::view::Facts;
 use crate::process;
 use crate::relay::network::Sockets;
 use crate::relay::upstream::outbound::Outbound;
@@ -169,16 +168,12 @@ type Failure = (Exit, String);
 
 struct Worker {
     runtime: Runtime,
-    started: Instant,
-    sandbox: Sandbox,
     config: Arc<Config>,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    roots: tls::RootsStatus,
+    facts: Arc<Facts>,
     /// Ends the TLS sessions of Agents; there when a local authority is.
     server: Option<tls::Server>,
-    /// Why the authority that is there may not sign.
-    authority_problem: Option<String>,
     status_listeners: Vec<TcpListener>,
     drain: watch::Sender<bool>,
     data: Data,
@@ -265,16 +260,24 @@ impl Worker {
         let (retiring, _) = sort(retiring, config.worker.threads);
         let data = Data::start(data, retiring, &shared, &draining)
             .map_err(|e| (Exit::Internal, format!("cannot start a thread: {e}")))?;
+        let facts = Arc::new(Facts {
+            config: Arc::clone(&config),
+            metrics: Arc::clone(&metrics),
+            resolver: Arc::clone(&shared.resolver),
+            sandbox,
+            roots,
+            server: server.clone(),
+            authority_problem,
+            https: shared.https.name(),
+            started: Instant::now(),
+        });
         Ok(Self {
             runtime,
-            started: Instant::now(),
-            sandbox,
             config,
             shared,
             metrics,
-            roots,
+            facts,
             server,
-            authority_problem,
             status_listeners,
             drain,
             data,
@@ -287,15 +290,7 @@ impl Worker {
 
     /// Serves until told to drain, by the master, by its death or by SIGTERM.
     fn run(mut self, channel: Option<Channel>) -> Exit {
-        let facts = Arc::new(Facts {
-            metrics: Arc::clone(&self.metrics),
-            site: self.config.site.to_string(),
-            tls_policy: match self.config.upstream.tls_policy {
-                TlsPolicy::Fips => "fips (TLS 1.2 with extended master secret, TLS 1.3)",
-                TlsPolicy::Strict => "strict (TLS 1.3)",
-            },
-            started: self.started,
-        });
+        let facts = Arc::clone(&self.facts);
         let status_listeners = std::mem::take(&mut self.status_listeners);
         let threads = self.data.take_threads();
         let told = self.told.take();
@@ -305,6 +300,8 @@ impl Worker {
             tokio::task::spawn_local(http::serve(status_listeners, facts, self.drain.subscribe()));
             tokio::task::spawn_local(authority::watch(self.server.clone()));
             tokio::task::spawn_local(heap::give_back());
+            let sampled = Arc::clone(&self.metrics);
+            tokio::task::spawn_local(async move { sampled.sample().await });
             let mut joined =
                 tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| thread.join().is_ok()));
             // While requests in flight finish this runtime turns: they may still ask for an address or a socket.
@@ -373,35 +370,6 @@ impl Worker {
             })
             .await;
         });
-    }
-
-    fn status(&self) -> WorkerStatus {
-        WorkerStatus {
-            pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_seconds: self.started.elapsed().as_secs(),
-            sandbox: self.sandbox.clone(),
-            module: self.metrics.module().clone(),
-            roots: self.roots.clone(),
-            authority: self.server.as_ref().map(tls::Server::authorities),
-            authority_problem: self.authority_problem.clone(),
-            tls_policy: self.config.upstream.tls_policy,
-            https: HttpsStatus {
-                handling: self.shared.https.name().to_owned(),
-                sessions: self.metrics.client_tls(),
-                distrusting: self.metrics.distrusting(),
-            },
-            connections: self.metrics.connections(),
-            products: self.metrics.products(),
-            upstream_tls: self.metrics.upstream_tls(),
-            upstream_sessions: self.metrics.upstream_sessions(),
-            trust: self.metrics.trust(),
-            outbound_proxy: self.config.upstream.proxy.url.as_ref().map(ToString::to_string),
-            dns: DnsStatus {
-                stale: self.shared.resolver.stale(),
-            },
-            log_lost: logging::lost(),
-        }
     }
 }
 

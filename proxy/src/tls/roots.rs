@@ -150,7 +150,8 @@ pub(super) fn pem_problem(error: &pem::Error) -> &'static str {
     }
 }
 
-pub(super) fn sha256(bytes: &[u8]) -> Vec<u8> {
+/// SHA-256.
+pub(crate) fn sha256(bytes: &[u8]) -> Vec<u8> {
     digest::digest(&digest::SHA256, bytes).as_ref().to_vec()
 }
 

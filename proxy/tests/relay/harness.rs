@@ -19,7 +19,9 @@ use agent_fips_proxy::relay::upstream::Socket;
 use agent_fips_proxy::relay::upstream::connect::{Handshake, HandshakeFailure};
 use agent_fips_proxy::relay::upstream::outbound::Outbound;
 use agent_fips_proxy::relay::upstream::resolve::{Resolver, Sources};
-use agent_fips_proxy::relay::{Change, Door, HttpsHandling, Listener, Recorder, Role, Shared, Slots, serve};
+use agent_fips_proxy::relay::{
+    Change, Door, HttpsHandling, Listener, Recorder, Role, Shared, Slots, UpstreamPlace, serve,
+};
 use agent_fips_proxy::secret::Secrets;
 use agent_fips_proxy::tls::{self, Negotiated};
 use socket2::{Domain, Type};
@@ -83,6 +85,8 @@ pub struct Records {
     pub connections: Mutex<Vec<ConnectionRecord>>,
     pub opened: AtomicUsize,
     pub sessions: Mutex<Vec<Negotiated>>,
+    /// Addresses that took no connection: which, whose, why, and for how long they are asked last.
+    pub failed: Mutex<Vec<(SocketAddr, Product, String, Duration)>>,
     pub client_sessions: Mutex<Vec<(TlsClient, ClientTls)>>,
     /// Of handshakes with clients.
     pub failures: Mutex<Vec<&'static str>>,
@@ -103,8 +107,13 @@ impl Recorder for Records {
         self.opened.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn upstream_connected(&self, tls: &Negotiated) {
+    fn upstream_connected(&self, _place: &UpstreamPlace<'_>, tls: &Negotiated) {
         self.sessions.lock().unwrap().push(tls.clone());
+    }
+
+    fn upstream_failed(&self, place: &UpstreamPlace<'_>, why: &dyn std::fmt::Display, pause: Duration) {
+        let failed = (place.address, place.product, why.to_string(), pause);
+        self.failed.lock().unwrap().push(failed);
     }
 
     fn client_tls(&self, client: &TlsClient, tls: &ClientTls) {

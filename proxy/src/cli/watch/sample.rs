@@ -67,7 +67,7 @@ fn rates(before: &Report, now: &Report, seconds: f64) -> BTreeMap<String, Rates>
     };
     let products = now.products.iter().map(|product| {
         let before = known.get(product.name.as_str());
-        let count = |of: fn(&crate::supervise::protocol::ProductStatus) -> u64| {
+        let count = |of: fn(&crate::observe::view::ProductStatus) -> u64| {
             per_second(of(product), before.map_or(0, |before| of(before)))
         };
         let rates = Rates {

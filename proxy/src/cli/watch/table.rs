@@ -3,7 +3,7 @@
 use super::sample::{Rates, Sample};
 use crate::cli::status::Report;
 use crate::intercept::tc::InterfaceState;
-use crate::observe::logging::Lost;
+use crate::observe::view::ProductState;
 
 /// One of the screen's pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,26 +118,30 @@ fn products(sample: &Sample) -> Table {
         Row {
             cells: vec![
                 product.name.clone(),
+                product.state.name().to_owned(),
                 rate(|rates| rates.ok),
                 rate(|rates| rates.failed),
                 bytes_rate(rates.map(|rates| rates.up)),
                 bytes_rate(rates.map(|rates| rates.down)),
+                milliseconds(product.recent.p50_ms),
+                milliseconds(product.recent.p99_ms),
                 count(product.ok()),
-                count(product.failed()),
                 failures.join(", "),
             ],
-            bad: rates.is_some_and(|rates| rates.failed > 0.0),
+            bad: matches!(product.state, ProductState::Failing | ProductState::Down),
         }
     });
     Table {
         columns: vec![
             text("product", 18),
+            text("state", 7),
             number("ok/s", 5),
             number("fail/s", 6),
             number("up/s", 6),
             number("down/s", 6),
+            number("p50", 6),
+            number("p99", 6),
             number("ok", 6),
-            number("failed", 6),
             text("failures since start", 0),
         ],
         rows: rows.collect(),
@@ -241,47 +245,15 @@ fn self_tests(report: &Report) -> Table {
     }
 }
 
-/// What is wrong, one line each; the worst first.
+/// What is wrong, one line each with its cure; the gravest first.
 pub(super) fn alarms(report: &Report) -> Vec<String> {
-    let mut alarms = Vec::new();
-    if let Some(kernel) = &report.interception.kernel {
-        alarms.extend(kernel.leaked.iter().map(|leak| format!("LEAKED {leak}")));
-        let shadowed = kernel.interfaces.iter();
-        alarms.extend(
-            shadowed
-                .filter(|interface| interface.state != InterfaceState::Active)
-                .map(ToString::to_string),
-        );
-    }
-    alarms.extend(report.not_ready.iter().map(|why| format!("not ready: {why}")));
-    if let Some(https) = &report.https {
-        let distrusting = https.distrusting.iter();
-        alarms.extend(
-            distrusting.map(|client| format!("DISTRUSTS US: a client that asks for {}", client.name)),
-        );
-        let below = https
-            .sessions
-            .iter()
-            .filter(|session| session.tls.below.is_some());
-        alarms.extend(below.map(|session| {
-            format!(
-                "passed through BELOW THE POLICY: {} {}, {} sessions",
-                session.tls.version, session.tls.suite, session.sessions
-            )
-        }));
-    }
-    if let Some(problem) = &report.authority_problem {
-        alarms.push(format!("local authority NOT USED: {problem}"));
-    }
-    alarms.extend(report.trust.iter().flat_map(|trust| trust.alarms.clone()));
-    let lost = [Some(report.log_lost.master), report.log_lost.worker];
-    alarms.extend(
-        lost.iter()
-            .flatten()
-            .filter(|lost| lost.any())
-            .map(|lost: &Lost| format!("log lines LOST: {lost}")),
-    );
-    alarms
+    let warnings = report.warnings.iter();
+    warnings
+        .map(|warning| match &warning.cure {
+            Some(cure) => format!("{}: {cure}", warning.what),
+            None => warning.what.clone(),
+        })
+        .collect()
 }
 
 /// A number with a unit that keeps it short: `9999`, `10.0k`, `1.2M`.
@@ -299,6 +271,16 @@ fn rate(per_second: f64) -> String {
         ..9.95 => format!("{per_second:.1}"),
         ..9999.5 => format!("{per_second:.0}"),
         _ => short(per_second, 1000.0, ["k", "M", "G", "T"]),
+    }
+}
+
+/// A time of the last minute's requests.
+fn milliseconds(time: Option<f64>) -> String {
+    match time {
+        None => "-".to_owned(),
+        Some(time @ ..9.95) => format!("{time:.1}ms"),
+        Some(time @ ..999.5) => format!("{time:.0}ms"),
+        Some(time) => format!("{:.1}s", time / 1000.0),
     }
 }
 

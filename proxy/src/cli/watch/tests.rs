@@ -31,6 +31,11 @@ fn trouble() -> Value {
         "detail": "behind cil_from_container: set intercept.classifier_priority below 1, or use TCX",
         "seen": 0, "missed": 120, "reassertions": 0, "tcx": false
     }]);
+    body["warnings"] = json!([
+        {"level": "error", "what": "LEAKED: cgroup /datadog-agent.service: 3 connections (open_before), the last to 203.0.113.10:443",
+         "cure": "docs/OPERATIONS.md, Leaks"},
+        {"level": "warning", "what": "listener metrics on 127.0.0.1:9804: address already in use", "cure": null}
+    ]);
     body["interception"]["leaked"] = json!([{
         "agent": "cgroup /datadog-agent.service", "reason": "open_before", "connections": 3, "reset": 0,
         "last_destination": "203.0.113.10:443", "last_process": "agent (4711)"
@@ -63,6 +68,9 @@ fn rates_are_those_between_two_looks() {
     later["products"][0]["requests"]["ok"] = json!(250);
     later["products"][0]["bytes_up"] = json!(1_258_291);
     later["products"][1]["requests"]["upstream_connect"] = json!(3);
+    later["products"][0]["state"] = json!("ok");
+    later["products"][0]["recent"]["p50_ms"] = json!(3.21);
+    later["products"][0]["recent"]["p99_ms"] = json!(1234.0);
     insta::assert_snapshot!(screen((100, 10), &[Ok(body()), Ok(later)], &[]));
 }
 

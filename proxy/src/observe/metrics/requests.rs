@@ -8,17 +8,19 @@ use prometheus_client::metrics::MetricType;
 
 use super::{
     At, BUCKETS, CLASSES, Counters, Encoded, Metrics, NoLabels, PRODUCTS, VIAS, encode_counter,
-    encode_lone_counter, product_name,
+    encode_lone_counter, product_name, product_title,
 };
+use crate::observe::view::ProductStatus;
 use crate::relay::outcome::Outcome;
-use crate::supervise::protocol::ProductStatus;
 
 impl Metrics {
-    /// Products that were used.
+    /// Products that were used; what their names resolve to is not known here.
     pub fn products(&self) -> Vec<ProductStatus> {
         let shards = &self.counters.shards;
+        let samples = self.counters.samples.told(shards);
         (0..PRODUCTS)
-            .filter_map(|product| {
+            .zip(samples)
+            .filter_map(|(product, sampled)| {
                 let mut requests = BTreeMap::new();
                 for (outcome, label) in Outcome::ALL.iter().enumerate() {
                     let mut sum = 0;
@@ -31,11 +33,22 @@ impl Metrics {
                         requests.insert(label.label().to_owned(), sum);
                     }
                 }
-                (!requests.is_empty()).then(|| ProductStatus {
+                if requests.is_empty() {
+                    return None;
+                }
+                let met = self.counters.upstreams.told(product);
+                Some(ProductStatus {
                     name: product_name(product).to_owned(),
+                    title: product_title(product).to_owned(),
+                    state: sampled.recent.state(),
                     requests,
                     bytes_up: shards.sum(At::bytes_up(product)),
                     bytes_down: shards.sum(At::bytes_down(product)),
+                    recent: sampled.recent,
+                    history: sampled.history,
+                    last_failure: met.last_failure,
+                    tls: met.tls,
+                    upstream: met.upstream,
                 })
             })
             .collect()

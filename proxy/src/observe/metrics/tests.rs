@@ -111,8 +111,14 @@ fn handshakes_are_counted_by_parameters() {
         proxy: Some("proxy.example.net:3128".to_owned()),
         ..Negotiated::default()
     };
-    metrics.upstream_connected(&tls);
-    metrics.upstream_connected(&tls);
+    let place = UpstreamPlace {
+        product: Product::Logs,
+        name: "agent-http-intake.logs.ddog-gov.com",
+        host: "proxy.example.net",
+        address: "203.0.113.7:3128".parse().unwrap(),
+    };
+    metrics.upstream_connected(&place, &tls);
+    metrics.upstream_connected(&place, &tls);
     assert_eq!(metrics.upstream_tls()[0].handshakes, 2);
     let session = &metrics.upstream_sessions()[0];
     assert_eq!(

@@ -1,5 +1,6 @@
 //! What is counted of heads, bodies, answers and the record. See [`crate::counts`].
 
+use std::fmt::Display;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,11 +15,11 @@ use crate::counts::{Case, count, samples};
 use crate::observe::logging::counts::Queue;
 use crate::observe::metrics::Metrics;
 use crate::observe::redact;
-use crate::relay::Recorder;
 use crate::relay::buffers::Buffers;
 use crate::relay::decide::Route;
 use crate::relay::outcome::{ClientTls, ConnectionRecord, RequestRecord, Said, TlsClient, Via};
 use crate::relay::upstream::target::{Target, Targets};
+use crate::relay::{Recorder, UpstreamPlace};
 use crate::tls::Negotiated;
 
 /// What most Agents ask of the connection.
@@ -250,7 +251,8 @@ impl Recorder for Nobody {
     }
     fn connection(&self, _: &ConnectionRecord) {}
     fn connection_opened(&self, _: Via) {}
-    fn upstream_connected(&self, _: &Negotiated) {}
+    fn upstream_connected(&self, _: &UpstreamPlace<'_>, _: &Negotiated) {}
+    fn upstream_failed(&self, _: &UpstreamPlace<'_>, _: &dyn Display, _: Duration) {}
     fn client_tls(&self, _: &TlsClient, _: &ClientTls) {}
     fn client_tls_failed(&self, _: &'static str) {}
     fn client_trusts(&self, _: &TlsClient) {}

@@ -19,11 +19,11 @@ use super::target::Target;
 use super::{Failure, race};
 use crate::address::{is_public, may_be_proxy, may_dial};
 use crate::config::authority;
-use crate::relay::Shared;
 use crate::relay::accept::Thread;
 use crate::relay::http::MAX_BUFFER;
 use crate::relay::network::{self, NetworkId};
 use crate::relay::origin::{OriginalDst, UpstreamAddr, canonical};
+use crate::relay::{Shared, UpstreamPlace};
 use crate::tls::{self, Negotiated};
 
 /// Addresses that are tried for one request. With 5 s each, more would outlive every client's own time limit.
@@ -172,6 +172,20 @@ impl To<'_> {
             name: Arc::clone(&self.target.name),
             original: self.way.original(),
             proxied: matches!(self.way, Way::Proxy { .. }),
+        }
+    }
+
+    /// The same for whoever is told of it.
+    pub(super) fn told(&self, address: SocketAddr) -> UpstreamPlace<'_> {
+        UpstreamPlace {
+            product: self.target.product,
+            name: &self.target.name,
+            host: match self.way {
+                Way::Original { name, .. } => name,
+                Way::Named { host, .. } => host,
+                Way::Proxy { outbound, .. } => outbound.address().0,
+            },
+            address,
         }
     }
 }

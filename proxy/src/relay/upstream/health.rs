@@ -62,14 +62,14 @@ impl Health {
         }
     }
 
-    /// No connection was made.
-    pub(super) fn fails(&self, place: &Place) {
+    /// No connection was made. Says for how long the address is asked last from now on.
+    pub(super) fn fails(&self, place: &Place) -> Duration {
         let now = Instant::now();
         let mut known = self.0.borrow_mut();
         if known.len() >= MAX_KNOWN && !known.contains_key(place) {
             known.retain(|_, failed| failed.until > now);
             if known.len() >= MAX_KNOWN {
-                return;
+                return Duration::ZERO;
             }
         }
         let failed = known.entry(place.clone()).or_insert(Failed {
@@ -84,6 +84,7 @@ impl Health {
             failed.until = now + pause.min(LONGEST);
         }
         failed.checked = false;
+        failed.until.saturating_duration_since(now)
     }
 
     /// True for an address that failed last time.

@@ -67,7 +67,7 @@ pub(super) async fn first<H: Handshake>(
             Err(failure) if failure.is_the_proxys_word() => return Err(failure),
             Err(failure) => {
                 tracing::debug!(name = %to.target.name, %address, error = %failure, "address failed");
-                thread.health.fails(&place(to, address));
+                note(thread, to, address, &failure);
                 *last = Some(failure);
             }
         }
@@ -87,10 +87,21 @@ pub(super) async fn one<H: Handshake>(
 ) -> Result<Line, Failure> {
     let connected = tcp(thread, to, address, Duration::ZERO).await;
     let line = finish(thread, to, connected, Duration::ZERO).await;
-    if line.as_ref().is_err_and(|failure| !failure.is_the_proxys_word()) {
-        thread.health.fails(&place(to, address));
+    if let Err(failure) = &line
+        && !failure.is_the_proxys_word()
+    {
+        note(thread, to, address, failure);
     }
     line
+}
+
+/// An address took no connection.
+fn note<H: Handshake>(thread: &Thread<H>, to: To<'_>, address: SocketAddr, failure: &Failure) {
+    let pause = thread.health.fails(&place(to, address));
+    thread
+        .shared
+        .recorder
+        .upstream_failed(&to.told(address), failure, pause);
 }
 
 /// How the health of addresses knows this one.
@@ -127,7 +138,10 @@ async fn finish<H: Handshake>(
     let line = timeout_at(until, connect::secure(&thread.shared, to, addr, stream?))
         .await
         .unwrap_or_else(|_| Err(connect::late(to.way, addr)))?;
-    thread.shared.recorder.upstream_connected(&line.tls);
+    thread
+        .shared
+        .recorder
+        .upstream_connected(&to.told(address), &line.tls);
     thread.health.works(&place(to, address));
     Ok(line)
 }

@@ -154,6 +154,17 @@ pub struct Stale {
     pub problem: String,
 }
 
+/// What is known of a name, for whoever looks on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// How many addresses.
+    pub addresses: usize,
+    /// Seconds since a server told them; absent for those of the hosts file.
+    pub age_s: Option<u64>,
+    /// What came of it when a server was asked again; absent when nothing went wrong.
+    pub problem: Option<String>,
+}
+
 /// Nobody knew an address, and none was known before.
 #[derive(Clone, Debug)]
 struct Failure {
@@ -229,6 +240,26 @@ impl Resolver {
             .collect();
         stale.sort_by(|one, other| one.name.cmp(&other.name));
         stale
+    }
+
+    /// What is known of `name` without asking anybody.
+    pub fn known(&self, name: &str) -> Option<Known> {
+        let name = normalise(name);
+        let state = lock(&self.inner.state);
+        if let Some(ips) = state.hosts.get(&name) {
+            return Some(Known {
+                addresses: ips.len(),
+                age_s: None,
+                problem: None,
+            });
+        }
+        let known = state.names.get(&name)?;
+        let answer = lock(&known.answer);
+        answer.as_ref().map(|answer| Known {
+            addresses: answer.ips.len(),
+            age_s: Some(answer.learnt.elapsed().as_secs()),
+            problem: answer.problem.as_ref().map(ToString::to_string),
+        })
     }
 
     async fn answer(&self, name: &str) -> Result<Answer, ResolveError> {

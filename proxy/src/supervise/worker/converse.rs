@@ -85,7 +85,7 @@ impl Worker {
             ToWorker::Drain => {}
             ToWorker::Master(status) => self.metrics.set_master(*status),
             ToWorker::LogLevel(level) => logging::set_level(&level),
-            ToWorker::Status => return Some(FromWorker::Status(Box::new(self.status()))),
+            ToWorker::Status => return Some(FromWorker::Status(Box::new(self.facts.worker()))),
             ToWorker::SelfTest => {
                 let tested = module::self_test();
                 match &tested {
