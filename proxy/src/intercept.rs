@@ -81,10 +81,10 @@ use existing::Audit;
 use leaks::Leaks;
 use leaks::names::Kin;
 use networks::{Key, Networks};
-use plan::Obstacle;
+use plan::{Obstacle, Places};
 use policy::Destinations;
 use probe_cgroup::ProbeCgroup;
-use tc::{Surplus, Tc, Wanted};
+use tc::{Surplus, Tc};
 
 /// The slot of the namespace that this process is in.
 const HOST_NETWORK: u32 = 0;
@@ -146,8 +146,8 @@ pub struct Interceptor {
     networks: Networks,
     /// Made when the first classifier is wanted.
     tc: Option<Tc>,
-    /// What was planned for it last, by interface index.
-    spots: BTreeMap<u32, Wanted>,
+    /// What was planned for it last.
+    spots: Places,
     /// Switched off, the datapath `tc` carries connections in flight until then.
     draining: Option<Instant>,
     settings: Settings,

@@ -168,6 +168,7 @@ impl Interceptor {
     /// Looks at those classifiers only of which [`Interceptor::restless`] speaks. False when that did not do: then call
     /// [`Interceptor::sync`].
     pub fn sync_restless(&mut self) -> bool {
+        let wanted = self.wanted();
         let Some(tc) = self
             .tc
             .as_mut()
@@ -178,9 +179,7 @@ impl Interceptor {
         let step = self
             .loaded
             .classifier_and_interfaces()
-            .and_then(|(program, mut table)| {
-                tc.sync_restless(program, &mut table, &self.spots, Instant::now())
-            });
+            .and_then(|(program, mut table)| tc.sync_restless(program, &mut table, &wanted, Instant::now()));
         step.is_ok()
     }
 
@@ -202,6 +201,7 @@ impl Interceptor {
             thread: self.networks.thread(),
             refused: &self.refused,
             closed: &self.closed,
+            before: &self.spots,
         }
     }
 
@@ -359,8 +359,13 @@ impl Interceptor {
             attach::attach_sk_lookup(&mut self.loaded, &self.pins, home.file())?;
             self.tc = Some(Tc::new(&self.config, self.pins.classifiers())?);
         }
-        self.spots = plan
-            .spots
+        self.spots.clone_from(&plan.spots);
+        self.sync_tc(self.surplus())
+    }
+
+    /// What the classifiers' tables are to say of the interfaces that were planned last.
+    fn wanted(&self) -> BTreeMap<u32, Wanted> {
+        self.spots
             .iter()
             .map(|(index, (spot, key))| {
                 let network = self.networks.get(*key);
@@ -372,15 +377,15 @@ impl Interceptor {
                 };
                 (*index, wanted)
             })
-            .collect();
-        self.sync_tc(self.surplus())
+            .collect()
     }
 
     /// Makes interfaces, rules and routes equal to what was planned last.
     pub(super) fn sync_tc(&mut self, surplus: Surplus) -> Result<(), InterceptError> {
+        let wanted = self.wanted();
         let Some(tc) = &mut self.tc else { return Ok(()) };
         let (program, mut table) = self.loaded.classifier_and_interfaces()?;
-        tc.sync(program, &mut table, &self.spots, surplus, Instant::now())?;
+        tc.sync(program, &mut table, &wanted, surplus, Instant::now())?;
         Ok(())
     }
 

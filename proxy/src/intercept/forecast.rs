@@ -115,6 +115,7 @@ pub fn forecast(
         source,
     })?;
     let closed = BTreeMap::new();
+    let before = BTreeMap::new();
     let planner = Planner {
         config,
         home: Namespace::own()
@@ -123,6 +124,7 @@ pub fn forecast(
         thread: &thread,
         refused: &refused,
         closed: &closed,
+        before: &before,
     };
     let plan = planner.plan(&found);
     let routed = planner.routed_here(&found);

@@ -25,8 +25,7 @@ pub(super) struct Plan {
     pub(super) agents: Vec<Planned>,
     pub(super) hooks: BTreeMap<u64, PathBuf>,
     pub(super) networks: BTreeMap<Key, Option<Arc<Namespace>>>,
-    /// By interface index: where classifiers stand, and whose they are.
-    pub(super) spots: BTreeMap<u32, (Spot, Key)>,
+    pub(super) spots: Places,
 }
 
 /// One Agent, and the networks that it needs.
@@ -54,9 +53,13 @@ impl Obstacle {
     }
 }
 
+/// Where classifiers stand, and whose they are, by interface index.
+pub(super) type Places = BTreeMap<u32, (Spot, Key)>;
+
 /// The host sides of namespaces' interfaces, found when they are asked for, once per look.
 struct Spots<'a> {
     thread: &'a NamespaceThread,
+    before: &'a Places,
     host: Option<Result<Vec<tc::Link>, String>>,
     found: BTreeMap<NamespaceId, Result<Sides, String>>,
 }
@@ -87,17 +90,17 @@ impl Spots<'_> {
     }
 
     fn look(&mut self, namespace: &Arc<Namespace>) -> Result<Sides, String> {
-        let pod = self
-            .thread
-            .run(namespace, || {
-                Netlink::open().and_then(|mut netlink| tc::Inside::look(&mut netlink))
-            })
-            .map_err(|error| format!("cannot enter its network namespace: {error}"))?
-            .map_err(|error| error.to_string())?;
-        let number = Netlink::open()
-            .and_then(|mut netlink| tc::netns_id(&mut netlink, namespace.file().as_fd()))
-            .map_err(|error| error.to_string())?;
-        let host = self.host().as_ref().map_err(Clone::clone)?;
+        let (pod, number) = match self.inside(namespace) {
+            Ok(inside) => inside,
+            Err(why) => return self.as_before(namespace.id(), why),
+        };
+        let host = match self.host() {
+            Ok(host) => host,
+            Err(why) => {
+                let why = why.clone();
+                return self.as_before(namespace.id(), why);
+            }
+        };
         let spots = tc::host_side(&pod, host, number).map_err(|unsuitable| unsuitable.to_string())?;
         let overlooked: Vec<String> = tc::overlooked(&pod, host, number)
             .iter()
@@ -108,6 +111,44 @@ impl Spots<'_> {
             overlooked: overlooked.concat(),
         })
     }
+
+    /// What a namespace shows of itself, and the host's number for it.
+    fn inside(&self, namespace: &Arc<Namespace>) -> Result<(tc::Inside, Option<i32>), String> {
+        let pod = self
+            .thread
+            .run(namespace, || {
+                Netlink::open().and_then(|mut netlink| tc::Inside::look(&mut netlink))
+            })
+            .map_err(|error| format!("cannot enter its network namespace: {error}"))?
+            .map_err(|error| error.to_string())?;
+        let number = Netlink::open()
+            .and_then(|mut netlink| tc::netns_id(&mut netlink, namespace.file().as_fd()))
+            .map_err(|error| error.to_string())?;
+        Ok((pod, number))
+    }
+
+    /// A look that failed says nothing of the pod: classifiers that stand there stay until one succeeds. To take them away would
+    /// let the pod's connections out.
+    fn as_before(&self, namespace: NamespaceId, why: String) -> Result<Sides, String> {
+        let spots: Vec<Spot> = places_of(self.before, Key::Namespace(namespace, Taken::Tc))
+            .map(|(_, spot)| spot.clone())
+            .collect();
+        if spots.is_empty() {
+            return Err(why);
+        }
+        tracing::warn!(%namespace, %why, "cannot look at a pod's interfaces: what stands there stays");
+        Ok(Sides {
+            spots,
+            overlooked: String::new(),
+        })
+    }
+}
+
+/// The places of one network.
+fn places_of(places: &Places, network: Key) -> impl Iterator<Item = (u32, &Spot)> {
+    let all = places.iter();
+    all.filter(move |(_, (_, key))| *key == network)
+        .map(|(index, (spot, _))| (*index, spot))
 }
 
 /// What decisions rest on.
@@ -121,16 +162,14 @@ pub(super) struct Planner<'a> {
     pub(super) refused: &'a BTreeMap<u64, Obstacle>,
     /// Namespaces that cannot be served from inside, and why.
     pub(super) closed: &'a BTreeMap<NamespaceId, Obstacle>,
+    /// The places of the last plan, for when a look fails.
+    pub(super) before: &'a Places,
 }
 
 impl Planner<'_> {
     /// Decides for every Agent.
     pub(super) fn plan(&self, found: &[Agent]) -> Plan {
-        let mut spots = Spots {
-            thread: self.thread,
-            host: None,
-            found: BTreeMap::new(),
-        };
+        let mut spots = self.spots();
         // A namespace that one Agent can only be taken in by tc is taken by tc for all: it has one pair of listeners.
         let mut by_tc = BTreeSet::new();
         let mut choices: Vec<Vec<(NamespaceId, Choice)>> = Vec::new();
@@ -177,15 +216,20 @@ impl Planner<'_> {
 
     /// True when this host forwards what at least one Agent's namespace sends.
     pub(super) fn routed_here(&self, found: &[Agent]) -> bool {
-        let mut spots = Spots {
-            thread: self.thread,
-            host: None,
-            found: BTreeMap::new(),
-        };
+        let mut spots = self.spots();
         found
             .iter()
             .flat_map(|agent| agent.namespaces.values())
             .any(|namespace| namespace.id() != self.home && spots.of(namespace).is_ok())
+    }
+
+    fn spots(&self) -> Spots<'_> {
+        Spots {
+            thread: self.thread,
+            before: self.before,
+            host: None,
+            found: BTreeMap::new(),
+        }
     }
 
     fn choose(&self, agent: &Agent, namespace: &Arc<Namespace>, spots: &mut Spots<'_>) -> Choice {
@@ -338,7 +382,13 @@ impl Planner<'_> {
         let host = match spots.host() {
             Ok(host) => host,
             Err(error) => {
-                tracing::warn!(%error, "cannot list interfaces for intercept.interfaces");
+                tracing::warn!(%error, "cannot list interfaces for intercept.interfaces: what stands there stays");
+                for (index, spot) in places_of(self.before, Key::Interfaces) {
+                    plan.networks.insert(Key::Interfaces, None);
+                    plan.spots
+                        .entry(index)
+                        .or_insert_with(|| (spot.clone(), Key::Interfaces));
+                }
                 return;
             }
         };
@@ -366,5 +416,70 @@ fn named_spot(link: &tc::Link, host: &[tc::Link]) -> Spot {
     Spot {
         link: link.clone(),
         rule_device: bridge.unwrap_or(link).name.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn place(index: u32, key: Key) -> (u32, (Spot, Key)) {
+        let link = tc::Link {
+            index,
+            name: format!("veth{index}"),
+            ..tc::Link::default()
+        };
+        let rule_device = link.name.clone();
+        (index, (Spot { link, rule_device }, key))
+    }
+
+    /// What a failed look leaves: the indices of places, and of networks how many.
+    fn planned_blindly(before: &Places, patterns: &str) -> (Result<Vec<u32>, String>, Vec<u32>, usize) {
+        let thread = NamespaceThread::start().unwrap();
+        let namespace = Arc::new(Namespace::own().unwrap());
+        let mut config = Config::default().intercept;
+        config.interfaces = serde_json::from_str(patterns).unwrap();
+        let planner = Planner {
+            config: &config,
+            home: namespace.id(),
+            thread: &thread,
+            refused: &BTreeMap::new(),
+            closed: &BTreeMap::new(),
+            before,
+        };
+        let mut spots = planner.spots();
+        spots.host = Some(Err("the list changed during each of 8 readings".to_owned()));
+        let sides = spots.of(&namespace).as_ref();
+        let pods = sides
+            .map(|sides| sides.spots.iter().map(|spot| spot.link.index).collect())
+            .map_err(Clone::clone);
+        let mut plan = Plan::default();
+        planner.plan_interfaces(&[], &mut spots, &mut plan);
+        (pods, plan.spots.into_keys().collect(), plan.networks.len())
+    }
+
+    #[test]
+    fn a_look_that_failed_takes_no_classifier_away() {
+        let own = Namespace::own().unwrap().id();
+        let other = NamespaceId {
+            inode: own.inode + 1,
+            ..own
+        };
+        let before = Places::from([
+            place(4, Key::Namespace(own, Taken::Tc)),
+            place(5, Key::Namespace(other, Taken::Tc)),
+            place(6, Key::Interfaces),
+        ]);
+        let (pods, interfaces, networks) = planned_blindly(&before, r#"["veth*"]"#);
+        assert_eq!(pods, Ok(vec![4]));
+        assert_eq!((interfaces, networks), (vec![6], 1));
+    }
+
+    #[test]
+    fn without_a_classifier_the_failure_is_the_reason() {
+        let (pods, interfaces, networks) = planned_blindly(&Places::new(), r#"["veth*"]"#);
+        assert!(pods.unwrap_err().contains("8 readings"));
+        assert_eq!((interfaces, networks), (vec![], 0));
     }
 }
