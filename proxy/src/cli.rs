@@ -3,6 +3,7 @@
 pub mod ca;
 pub mod check;
 pub mod doctor;
+pub mod flare;
 pub mod intercept;
 pub(crate) mod output;
 pub mod reference;
@@ -115,6 +116,8 @@ enum Verb {
     Status(status::StatusArgs),
     /// What this host allows, and what is missing
     Doctor(doctor::DoctorArgs),
+    /// A support bundle: shows what is in it, asks, writes it, and sends it where you say so
+    Flare(flare::FlareArgs),
     /// Switch interception of the running proxy, or show it
     Intercept(intercept::InterceptArgs),
     /// Let the program that is installed now take over, without a gap
@@ -155,6 +158,7 @@ fn verb() -> Exit {
         Verb::Config(args) => check::run(&args, &inputs),
         Verb::Status(args) => status::run(&args, &inputs),
         Verb::Doctor(args) => doctor::run(&args, &inputs),
+        Verb::Flare(args) => flare::run(&args, &inputs),
         Verb::Intercept(args) => intercept::run(&args, &inputs),
         Verb::Upgrade => upgrade::run(&inputs),
         Verb::Ca(args) => ca::run(&args, &inputs),

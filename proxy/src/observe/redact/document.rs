@@ -34,6 +34,11 @@ impl Document {
         Self::default()
     }
 
+    /// True for a name, of a variable for example, that tells of a secret.
+    pub fn is_telling(name: &str) -> bool {
+        named::is_telling(name)
+    }
+
     /// A secret that must not be shown wherever it stands.
     pub fn know(&mut self, secret: &str) {
         let secret = secret.trim();
