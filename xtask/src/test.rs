@@ -31,6 +31,7 @@ pub const SUITES: &[&str] = &[
     "pods",
     "coexist",
     "secrets",
+    "flare",
     "soak",
     "kubernetes",
 ];

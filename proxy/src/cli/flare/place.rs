@@ -24,25 +24,37 @@ pub(super) fn create(asked: Option<&Path>, host: &str) -> Result<(PathBuf, File)
         return Ok((path.to_owned(), file));
     }
     let name = format!(
-        "agent-fips-proxy-flare-{}-{}.zip",
+        "agent-fips-proxy-flare-{}-{}",
         tame(host),
         collect::compact_time()
     );
-    let here = PathBuf::from(&name);
-    match make(&here) {
-        Ok(file) => Ok((here, file)),
-        Err(error)
+    match make_named(Path::new(""), &name) {
+        Err((_, error))
             if matches!(
                 error.kind(),
                 ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotFound
             ) =>
         {
-            let path = std::env::temp_dir().join(name);
-            let file = make(&path).map_err(|error| cannot("create", &path, &error))?;
-            Ok((path, file))
+            make_named(&std::env::temp_dir(), &name)
         }
-        Err(error) => Err(cannot("create", &here, &error)),
+        made => made,
     }
+    .map_err(|(path, error)| cannot("create", &path, &error))
+}
+
+/// With a number behind the name where it is taken: two may be made in one second.
+fn make_named(folder: &Path, name: &str) -> Result<(PathBuf, File), (PathBuf, io::Error)> {
+    let mut path = folder.join(format!("{name}.zip"));
+    for number in 2..=100 {
+        match make(&path) {
+            Ok(file) => return Ok((path, file)),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                path = folder.join(format!("{name}-{number}.zip"));
+            }
+            Err(error) => return Err((path, error)),
+        }
+    }
+    Err((path, ErrorKind::AlreadyExists.into()))
 }
 
 /// `O_EXCL` also refuses a link, wherever it leads.
