@@ -142,7 +142,7 @@ pub fn intercepting() -> Result<()> {
         &[
             ("datapath/bpf.txt", "CGROUP_SOCK_ADDR"),
             ("datapath/bpf.txt", "SK_LOOKUP"),
-            ("datapath/cgroups.txt", &agent.to_string()),
+            ("datapath/cgroups.txt", agent),
             ("datapath/cgroups.txt", "connect4"),
         ],
     )

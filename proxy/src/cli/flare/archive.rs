@@ -21,23 +21,23 @@ pub(super) fn write(file: &File, collected: &[Collected]) -> io::Result<u64> {
             .compression_method(CompressionMethod::DEFLATE)
             .unix_permissions(0o600)
             .start()
-            .map_err(io)?;
+            .map_err(|error| io(&error))?;
         let mut writer = data.wrap(DeflateEncoder::new(&mut entry, Compression::default()));
         writer.write_all(bytes)?;
-        let (encoder, descriptor) = writer.finish().map_err(io)?;
+        let (encoder, descriptor) = writer.finish().map_err(|error| io(&error))?;
         encoder.finish()?;
-        entry.finish(descriptor).map_err(io)?;
+        entry.finish(descriptor).map_err(|error| io(&error))?;
     }
-    let mut out = archive.finish().map_err(io)?;
+    let mut out = archive.finish().map_err(|error| io(&error))?;
     out.flush()?;
     file.sync_all()?;
     Ok(file.metadata()?.len())
 }
 
 /// The disk's own word where it is one.
-fn io(error: rawzip::Error) -> io::Error {
+fn io(error: &rawzip::Error) -> io::Error {
     let words = error.to_string();
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(one) = source {
         if let Some(code) = one.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
             return io::Error::from_raw_os_error(code);

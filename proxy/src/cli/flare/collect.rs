@@ -2,11 +2,14 @@
 
 use std::ffi::OsString;
 use std::io::{self, Read};
-use std::process::{Command, ExitStatus, Stdio};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
@@ -131,6 +134,8 @@ fn run(mut command: Command, section: &Section, keep: Keep) -> Result<Raw, Strin
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // With whatever it starts, it can be ended.
+        .process_group(0)
         .spawn()
         .map_err(|error| format!("cannot start {name}: {error}"))?;
     let until = Instant::now() + section.limit();
@@ -141,11 +146,12 @@ fn run(mut command: Command, section: &Section, keep: Keep) -> Result<Raw, Strin
     let left = || until.saturating_duration_since(Instant::now());
     let printed = printed.recv_timeout(left());
     let complained = complained.recv_timeout(left());
-    // Whoever has closed both ends soon; whoever has not is late, and is ours to end.
-    let ended = wait(&mut child, until);
+    let ended = match &printed {
+        Ok(_) => wait(&mut child, until),
+        Err(_) => None,
+    };
     if ended.is_none() {
-        let _ = child.kill();
-        let _ = child.wait();
+        end(&mut child);
     }
     let (Ok((text, cut)), Some(status)) = (printed, ended) else {
         return Err(format!("not within {} s", section.seconds));
@@ -177,7 +183,15 @@ fn run(mut command: Command, section: &Section, keep: Keep) -> Result<Raw, Strin
     })
 }
 
-fn wait(child: &mut std::process::Child, until: Instant) -> Option<ExitStatus> {
+/// It and what it started. Nobody has waited for it yet: its number, which is the group's, is still its own.
+fn end(child: &mut Child) {
+    if let Ok(pid) = i32::try_from(child.id()) {
+        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    let _ = child.wait();
+}
+
+fn wait(child: &mut Child, until: Instant) -> Option<ExitStatus> {
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),
@@ -316,7 +330,7 @@ pub(super) fn compact_time() -> String {
     time().replace(['-', ':'], "")
 }
 
-/// Kept for `io::Read` of files by [`read`].
+/// So much of a file, by [`read`].
 pub(super) fn file(path: &str, most: usize, keep: Keep) -> io::Result<String> {
     Ok(read(std::fs::File::open(path)?, most, keep).0)
 }

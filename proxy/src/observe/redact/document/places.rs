@@ -129,9 +129,12 @@ const PATHS: [(&str, bool); 3] = [
 pub(super) fn without_keys_in_paths(text: &str) -> String {
     let mut text = text.to_owned();
     for (marker, encoded) in PATHS {
-        let mut from = 0;
-        while let Some(at) = text[from..].to_ascii_lowercase().find(marker) {
-            let start = from + at + marker.len();
+        // As long as the text: only letters of ASCII change.
+        let lower = text.to_ascii_lowercase();
+        let mut out = String::with_capacity(text.len());
+        let mut copied = 0;
+        for (at, _) in lower.match_indices(marker) {
+            let start = at + marker.len();
             let end = text[start..]
                 .find(|c: char| {
                     is_gap(c)
@@ -139,13 +142,14 @@ pub(super) fn without_keys_in_paths(text: &str) -> String {
                         || (encoded && c == '%')
                 })
                 .map_or(text.len(), |end| start + end);
-            if end > start {
-                text.replace_range(start..end, REDACTED);
-                from = start + REDACTED.len();
-            } else {
-                from = start;
+            if end > start && start >= copied {
+                out.push_str(&text[copied..start]);
+                out.push_str(REDACTED);
+                copied = end;
             }
         }
+        out.push_str(&text[copied..]);
+        text = out;
     }
     text
 }

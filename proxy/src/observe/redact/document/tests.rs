@@ -1,3 +1,5 @@
+//! What goes, what stays, and that a key goes from any text.
+
 use proptest::prelude::*;
 
 use super::*;
