@@ -77,7 +77,6 @@ struct Raw {
 
 /// One section.
 pub(super) fn collect(section: &Section, context: &Arc<Context>, document: &Document) -> Collected {
-    let most = section.most();
     let own = |words: &[&str]| {
         // The file that this process runs, also when it was replaced meanwhile.
         let mut command = Command::new("/proc/self/exe");
@@ -85,16 +84,16 @@ pub(super) fn collect(section: &Section, context: &Arc<Context>, document: &Docu
             .args(words)
             .args(&context.flags)
             .env_remove(super::API_KEY);
-        run(command, section, Keep::First)
+        run(command, section)
     };
     let raw = match &section.how {
         How::Running(_) if context.local => Err("the running proxy was not asked (--local)".to_owned()),
         How::Own(words) | How::Running(words) => own(words),
-        How::Tail(words) => {
+        How::Program(words) => {
             let (program, words) = words.split_first().unwrap_or((&"", &[]));
             let mut command = Command::new(program);
             command.args(words).env_remove(super::API_KEY);
-            run(command, section, Keep::Last)
+            run(command, section)
         }
         How::Call(call) => {
             let (call, context) = (*call, Arc::clone(context));
@@ -107,11 +106,10 @@ pub(super) fn collect(section: &Section, context: &Arc<Context>, document: &Docu
         text: format!("{error}\n"),
         note: Some("not collected: it says why".to_owned()),
     });
-    let mut text = document.scrub(&text);
-    if text.len() > most {
-        // At the end of a line: half a key would not look like one.
-        let cut = text.floor_char_boundary(most);
-        text.truncate(text[..cut].rfind('\n').map_or(0, |end| end + 1));
+    let scrubbed = document.scrub(&text);
+    // Taking something out can make a text longer.
+    let (text, cut) = read(scrubbed.as_bytes(), section.most(), section.keep());
+    if cut {
         note = Some(format!("cut to {} KiB", section.kib));
     }
     Collected {
@@ -128,7 +126,7 @@ pub(super) enum Keep {
     Last,
 }
 
-fn run(mut command: Command, section: &Section, keep: Keep) -> Result<Raw, String> {
+fn run(mut command: Command, section: &Section) -> Result<Raw, String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command
         .stdin(Stdio::null())
@@ -140,7 +138,7 @@ fn run(mut command: Command, section: &Section, keep: Keep) -> Result<Raw, Strin
         .map_err(|error| format!("cannot start {name}: {error}"))?;
     let until = Instant::now() + section.limit();
     let (printed, complained) = (child.stdout.take(), child.stderr.take());
-    let most = section.most();
+    let (most, keep) = (section.most(), section.keep());
     let printed = reading(printed, move |pipe| read(pipe, most, keep));
     let complained = reading(complained, |pipe| read(pipe, COMPLAINT, Keep::First));
     let left = || until.saturating_duration_since(Instant::now());
@@ -346,7 +344,7 @@ mod tests {
 
     fn section(how: How, kib: usize) -> Section {
         Section {
-            file: "x.txt",
+            file: "log/x.txt",
             how,
             seconds: 1,
             kib,
@@ -359,16 +357,16 @@ mod tests {
 
     #[test]
     fn what_fails_or_hangs_is_its_own_error_text() {
-        let absent = done(&section(How::Tail(&["no-such-program-of-anybody"]), 1));
+        let absent = done(&section(How::Program(&["no-such-program-of-anybody"]), 1));
         let text = String::from_utf8(absent.bytes).unwrap();
         assert!(
             text.contains("no-such-program-of-anybody") && absent.note.is_some(),
             "{text}"
         );
         for how in [
-            How::Tail(&["sleep", "600"]),
+            How::Program(&["sleep", "600"]),
             // A child of the child keeps the pipe.
-            How::Tail(&["sh", "-c", "sleep 600 & echo x"]),
+            How::Program(&["sh", "-c", "sleep 600 & echo x"]),
             How::Call(|_| {
                 std::thread::sleep(Duration::from_secs(600));
                 Ok(String::new())
@@ -390,7 +388,7 @@ mod tests {
         assert_eq!(lines(Keep::First), ("000\n001\n".to_owned(), true));
         assert_eq!(lines(Keep::Last), ("998\n999\n".to_owned(), true));
         assert_eq!(read(&b"abc"[..], 3, Keep::Last), ("abc".to_owned(), false));
-        let seq = done(&section(How::Tail(&["seq", "100000"]), 1));
+        let seq = done(&section(How::Program(&["seq", "100000"]), 1));
         assert!(seq.bytes.len() <= 1024 && seq.bytes.ends_with(b"\n100000\n"));
         assert_eq!(seq.note.as_deref(), Some("cut to 1 KiB"));
         let grown = done(&section(How::Call(|_| Ok("api_key: x\n".repeat(100))), 1));
@@ -403,7 +401,7 @@ mod tests {
     #[test]
     fn an_exit_code_is_noted_and_complaints_are_kept() {
         let failed = done(&section(
-            How::Tail(&["sh", "-c", "echo out; echo err >&2; exit 7"]),
+            How::Program(&["sh", "-c", "echo out; echo err >&2; exit 7"]),
             1,
         ));
         assert_eq!(

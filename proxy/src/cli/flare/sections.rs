@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::collect::Context;
+use super::collect::{Context, Keep};
 use super::facts;
 use crate::cli::doctor;
 use crate::intercept::listing;
@@ -23,6 +23,15 @@ impl Section {
         Duration::from_secs(self.seconds)
     }
 
+    /// Of a log the end matters, of everything else the beginning.
+    pub(super) fn keep(&self) -> Keep {
+        if self.file.starts_with("log/") {
+            Keep::Last
+        } else {
+            Keep::First
+        }
+    }
+
     /// In bytes.
     pub(super) fn most(&self) -> usize {
         self.kib * 1024
@@ -31,17 +40,17 @@ impl Section {
 
 /// How it is collected.
 pub(super) enum How {
-    /// This program with these words: what the operator sees. The first of it is kept.
+    /// This program with these words: what the operator sees.
     Own(&'static [&'static str]),
     /// The same, where a proxy has to run for it: not asked with `--local`.
     Running(&'static [&'static str]),
-    /// Another program, where it is installed. The last of it is kept.
-    Tail(&'static [&'static str]),
+    /// Another program, where it is installed.
+    Program(&'static [&'static str]),
     /// By ourselves. `Err`: why there is none, which is what is kept then.
     Call(fn(&Context) -> Result<String, String>),
 }
 
-use How::{Call, Own, Running, Tail};
+use How::{Call, Own, Program, Running};
 
 /// All of it, in the order in which it is shown.
 pub(super) const TABLE: &[Section] = &[
@@ -58,7 +67,7 @@ pub(super) const TABLE: &[Section] = &[
         10,
         64,
     ),
-    section("log/journal.txt", Tail(JOURNAL), 30, 4096),
+    section("log/journal.txt", Program(JOURNAL), 30, 4096),
     section("log/standard-error.txt", Call(facts::standard_error), 10, 4096),
     section("processes.txt", Call(facts::processes), 10, 256),
     section("kernel/host.txt", Call(|_| facts::host()), 10, 64),

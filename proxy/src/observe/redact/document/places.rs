@@ -5,6 +5,8 @@ use super::super::REDACTED;
 const BEGIN: &str = "-----BEGIN ";
 const END: &str = "-----END ";
 const KEY: &str = "PRIVATE KEY-----";
+/// Lines of such a body: RSA of 16384 bits, the longest that tools make, has two hundred.
+const LONGEST: usize = 256;
 
 /// `text` without private keys in PEM, also where the text begins or ends in the middle of one, and where line ends are written `\n`.
 pub(super) fn without_private_keys(text: &str) -> String {
@@ -17,8 +19,7 @@ pub(super) fn without_private_keys(text: &str) -> String {
             (None, None) => break,
             // It began before this text.
             (begin, Some(end)) if begin.is_none_or(|begin| end.0 < begin.0) => {
-                let body = rest[..end.0].trim_end_matches(is_of_base64);
-                out.push_str(body);
+                out.push_str(&rest[..before_body(&rest[..end.0])]);
                 out.push_str(REDACTED);
                 rest = &rest[end.1..];
             }
@@ -54,9 +55,13 @@ fn header(text: &str, word: &str) -> Option<(usize, usize)> {
     }
 }
 
-/// What a body of PEM is made of, `\n` written out among it.
-fn is_of_base64(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=' | '\n' | '\r' | '\\')
+/// Where the body may begin of which this is the end: each line of it may have a time before it, as in a log.
+fn before_body(text: &str) -> usize {
+    let lines = text.rmatch_indices('\n').take(LONGEST + 1);
+    match lines.last() {
+        Some((at, _)) if text.matches('\n').count() > LONGEST => at + 1,
+        _ => 0,
+    }
 }
 
 /// `text` without what stands before the `@` of a URL, in `user:password@host`, or behind the scheme of an Authorization header.

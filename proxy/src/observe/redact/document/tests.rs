@@ -99,6 +99,10 @@ fn places() {
         ),
         // Cut in the middle.
         ("abc\ndef=\n-----END PRIVATE KEY-----\nb", "[redacted]\nb"),
+        (
+            "10:00 x: abc\n10:00 x: def=\n10:00 x: -----END PRIVATE KEY-----\nb",
+            "[redacted]\nb",
+        ),
         ("a -----BEGIN PRIVATE KEY-----\nabc\ndef", "a [redacted]"),
         (
             "-----BEGIN CERTIFICATE-----\nabc\n-----END CERTIFICATE-----\n",
@@ -107,6 +111,17 @@ fn places() {
     ] {
         assert_eq!(scrub(input), expected, "{input}");
     }
+}
+
+#[test]
+fn of_a_key_that_was_cut_no_more_than_a_key_goes() {
+    let before: String = (0..1000).map(|n| format!("line {n}\n")).collect();
+    let scrubbed = scrub(&format!("{before}-----END PRIVATE KEY-----\nafter\n"));
+    assert!(scrubbed.starts_with("line 0\n") && scrubbed.ends_with("[redacted]\nafter\n"));
+    assert!(
+        scrubbed.contains("line 700\n") && !scrubbed.contains("line 800\n"),
+        "{scrubbed}"
+    );
 }
 
 #[test]
