@@ -4,6 +4,7 @@ pub mod ca;
 pub mod check;
 pub mod diagnose;
 pub mod doctor;
+pub mod flare;
 pub mod intercept;
 mod migrate;
 pub(crate) mod output;
@@ -123,6 +124,8 @@ enum Verb {
     Diagnose(diagnose::DiagnoseArgs),
     /// A connection from each Agent's scope through the live datapath, now
     SelfTest(self_test::SelfTestArgs),
+    /// A support bundle: shows what is in it, asks, writes it, and sends it where you say so
+    Flare(flare::FlareArgs),
     /// Switch interception of the running proxy, or show it
     Intercept(intercept::InterceptArgs),
     /// Let the program that is installed now take over, without a gap
@@ -165,6 +168,7 @@ fn verb() -> Exit {
         Verb::Doctor(args) => doctor::run(&args, &inputs),
         Verb::Diagnose(args) => diagnose::run(&args, &inputs),
         Verb::SelfTest(args) => self_test::run(&args, &inputs),
+        Verb::Flare(args) => flare::run(&args, &inputs),
         Verb::Intercept(args) => intercept::run(&args, &inputs),
         Verb::Upgrade => upgrade::run(&inputs),
         Verb::Ca(args) => ca::run(&args, &inputs),

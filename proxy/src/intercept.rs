@@ -21,6 +21,7 @@ mod host;
 mod host_checks;
 mod kernel_log;
 mod leaks;
+pub mod listing;
 mod load;
 mod memlock;
 mod netns;

@@ -141,6 +141,9 @@ struct Shared {
     refused: Mutex<Vec<Refused>>,
     clear: Mutex<Vec<Vec<u8>>>,
     answers: Mutex<HashMap<String, Answer>>,
+    /// Whose bodies are kept: paths that begin so.
+    keep: Mutex<Option<String>>,
+    bodies: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Intake {
@@ -164,6 +167,8 @@ impl Intake {
             refused: Mutex::default(),
             clear: Mutex::default(),
             answers: Mutex::default(),
+            keep: Mutex::default(),
+            bodies: Mutex::default(),
         });
         let namespace = host.map(Host::namespace).transpose()?;
         let (ready, bound) = std::sync::mpsc::channel();
@@ -232,6 +237,16 @@ impl Intake {
     /// From now on, answers requests for `path` like this.
     pub fn answer(&self, path: &str, answer: Answer) {
         lock(&self.shared.answers).insert(path.to_owned(), answer);
+    }
+
+    /// From now on, keeps the bodies of requests for paths that begin so.
+    pub fn keep_bodies(&self, prefix: &str) {
+        *lock(&self.shared.keep) = Some(prefix.to_owned());
+    }
+
+    /// Takes the bodies that were kept so far.
+    pub fn bodies(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut lock(&self.shared.bodies))
     }
 
     /// From now on, closes connections as soon as they are accepted (or not).
@@ -362,6 +377,19 @@ struct Head {
 }
 
 impl Connection {
+    /// Where to keep the body of a request for `target`, if it is to be kept.
+    fn kept(&self, target: &str) -> Option<Vec<u8>> {
+        let keep = lock(&self.shared.keep);
+        keep.as_deref()
+            .is_some_and(|prefix| target.starts_with(prefix))
+            .then(Vec::new)
+    }
+
+    /// Keeps it.
+    fn keep(&self, body: Option<Vec<u8>>) {
+        lock(&self.shared.bodies).extend(body);
+    }
+
     /// Checks and records a request; tells the answer.
     fn record(&self, http: &'static str, head: Head, body_len: u64, body_sha256: String) -> Answer {
         let mut seen = Seen {

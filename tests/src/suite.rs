@@ -20,6 +20,8 @@ pub enum Need {
     Kubernetes,
     /// The PyPI packages `datadog` and `datadog-api-client` in `target/venv` (made when missing).
     Python,
+    /// `python3` with its standard library: another reader of what we write.
+    Python3,
     /// The `openssl` program.
     OpenSsl,
     /// The `go` compiler.
@@ -49,6 +51,7 @@ impl Need {
             Self::Kubernetes if !root => Some("root is needed to run a Kubernetes node".to_owned()),
             Self::Kubernetes => crate::kubernetes::obstacle(),
             Self::Python => crate::agent::python().err().map(|error| format!("{error:#}")),
+            Self::Python3 => absent("python3", "--version"),
             Self::OpenSsl => absent("openssl", "version"),
             Self::Go => absent("go", "version"),
             Self::Node => absent("node", "--version"),

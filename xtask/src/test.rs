@@ -35,6 +35,7 @@ pub const SUITES: &[&str] = &[
     "coexist",
     "page",
     "secrets",
+    "flare",
     "soak",
     "kubernetes",
 ];

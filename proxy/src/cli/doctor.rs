@@ -109,6 +109,11 @@ pub(super) fn run(args: &DoctorArgs, inputs: &InputArgs) -> Exit {
     }
 }
 
+/// What the host's Agent is set to, as far as it concerns us and can be no secret: for a support bundle.
+pub(super) fn agent_settings() -> String {
+    agent_config::told(&Place::new(Path::new("/")))
+}
+
 /// How each Agent will be taken. What keeps us from knowing becomes a check.
 fn foresee(config: &Config, probe: bool, checks: &mut Vec<Check>) -> Option<Forecast> {
     let pods = match kubernetes::list_once(config) {

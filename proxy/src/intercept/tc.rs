@@ -47,5 +47,5 @@ pub(super) use netlink::encoded;
 
 /// Rules and routes of the datapath: see the module's own functions.
 pub mod routing {
-    pub use super::routes::{in_front, remove_all, sync};
+    pub use super::routes::{in_front, list_routes, list_rules, remove_all, sync};
 }

@@ -1,9 +1,13 @@
 //! What must never be told: keys and the like, taken out of everything that is logged or shown.
 //!
 //! Header values, queries and bodies are never recorded at all; this module guards the two texts that are: the path of
-//! a request and the text of an error.
+//! a request and the text of an error. [`Document`] does the same for whole texts that are handed to others, by stricter rules.
 
 use std::borrow::Cow;
+
+mod document;
+
+pub use document::Document;
 
 /// What stands in place of a secret.
 pub const REDACTED: &str = "[redacted]";

@@ -41,7 +41,7 @@ pub(super) mod pace;
 pub(super) mod record;
 mod reply;
 mod rewrite;
-mod server1;
+pub(super) mod server1;
 mod server2;
 mod stall;
 mod violation;

@@ -24,6 +24,7 @@ use super::origin::OriginalDst;
 
 pub mod connect;
 pub(super) mod destination;
+pub mod errand;
 mod failure;
 pub(super) mod health;
 pub mod look;

@@ -35,9 +35,11 @@ pub(super) async fn serve(stream: TlsStream<TcpStream>, connection: &Connection)
         {
             return;
         }
-        let Ok((length, sum)) = reader.body(framing).await else {
+        let mut kept = connection.kept(&head.target);
+        let Ok((length, sum)) = reader.body(framing, kept.as_mut()).await else {
             return;
         };
+        connection.keep(kept);
         let answer = connection.record("1.1", head, length, sum);
         match respond(&mut reader, &answer).await {
             Ok(true) => {}
@@ -81,13 +83,13 @@ impl Reader {
         parse(&text).map(Some)
     }
 
-    /// Reads the body; its length and SHA-256.
-    async fn body(&mut self, framing: Framing) -> Result<(u64, String)> {
+    /// Reads the body, into `kept` where there is one; its length and SHA-256.
+    async fn body(&mut self, framing: Framing, mut kept: Option<&mut Vec<u8>>) -> Result<(u64, String)> {
         let mut sum = digest::Context::new(&digest::SHA256);
         let mut total = 0;
         match framing {
             Framing::Length(length) => {
-                self.take(length, &mut sum).await?;
+                self.take(length, &mut sum, kept.as_deref_mut()).await?;
                 total = length;
             }
             Framing::Chunked => loop {
@@ -98,7 +100,7 @@ impl Reader {
                     while !self.line().await?.is_empty() {}
                     break;
                 }
-                self.take(size, &mut sum).await?;
+                self.take(size, &mut sum, kept.as_deref_mut()).await?;
                 total += size;
                 if !self.line().await?.is_empty() {
                     bail!("a chunk is longer than it said");
@@ -108,7 +110,12 @@ impl Reader {
         Ok((total, hex(sum.finish().as_ref())))
     }
 
-    async fn take(&mut self, mut length: u64, sum: &mut digest::Context) -> Result<()> {
+    async fn take(
+        &mut self,
+        mut length: u64,
+        sum: &mut digest::Context,
+        mut kept: Option<&mut Vec<u8>>,
+    ) -> Result<()> {
         while length > 0 {
             if self.buffer.is_empty() && !self.more().await? {
                 bail!("the body broke off");
@@ -118,6 +125,9 @@ impl Reader {
                 .len()
                 .min(usize::try_from(length).unwrap_or(usize::MAX));
             sum.update(&self.buffer[..here]);
+            if let Some(kept) = &mut kept {
+                kept.extend_from_slice(&self.buffer[..here]);
+            }
             self.buffer.drain(..here);
             length -= here as u64;
         }

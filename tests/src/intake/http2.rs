@@ -54,11 +54,15 @@ async fn answer(
     };
     let mut sum = digest::Context::new(&digest::SHA256);
     let mut length = 0;
+    let mut kept = connection.kept(&head.target);
     while let Some(frame) = body.frame().await {
         match frame.map(hyper::body::Frame::into_data) {
             Ok(Ok(data)) => {
                 length += data.len() as u64;
                 sum.update(&data);
+                if let Some(kept) = &mut kept {
+                    kept.extend_from_slice(&data);
+                }
             }
             Ok(Err(_)) => {}
             Err(error) => {
@@ -67,6 +71,7 @@ async fn answer(
             }
         }
     }
+    connection.keep(kept);
     let answer = connection.record("2", head, length, hex(sum.finish().as_ref()));
     let (status, body) = match answer {
         Answer::Status(status, body) => (status, body),

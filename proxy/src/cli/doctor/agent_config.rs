@@ -76,6 +76,43 @@ pub(super) fn checks(place: &Place, config: &Config) -> Vec<Check> {
     judge(&settings, config)
 }
 
+/// Every setting that is looked at, with its value where that cannot be secret. A URL may hold a key: only that it is set.
+pub(super) fn told(place: &Place) -> String {
+    let Some((settings, problems)) = Settings::read(place, LOOKED_AT) else {
+        return "no Agent is installed on this host (no /etc/datadog-agent)\n".to_owned();
+    };
+    let mut text: String = problems
+        .iter()
+        .map(|problem| format!("PROBLEM: {}\n", problem.detail))
+        .collect();
+    for path in LOOKED_AT {
+        let value = match *path {
+            SITE | MRF_SITE => settings.text(path).map(|text| {
+                text.parse::<Site>()
+                    .map_or("no site".to_owned(), |site| site.to_string())
+            }),
+            FIPS_PORT => settings.text(path).map(|text| {
+                text.parse::<u16>()
+                    .map_or("no port".to_owned(), |port| port.to_string())
+            }),
+            ADDITIONAL => Some(settings.items(path))
+                .filter(|items| *items > 0)
+                .map(|items| format!("{items} items")),
+            SOCKS | LOGS_URL => settings.text(path).map(|_| "set".to_owned()),
+            _ => settings.switch(path).map(|on| on.to_string()),
+        };
+        let from = if value.is_some() {
+            settings.origin(path)
+        } else {
+            String::new()
+        };
+        let value = value.as_deref().unwrap_or("not set");
+        text.push_str(format!("{path}: {value}  {from}").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
 fn problem(problem: Problem) -> Check {
     note("agent configuration", problem.detail, problem.cure)
 }

@@ -260,6 +260,55 @@ pub fn in_front(netlink: &mut Netlink, mark: Mark) -> Result<Vec<String>, Interc
     Ok(found)
 }
 
+/// Every rule of both families, described; ours say so.
+///
+/// # Errors
+/// The kernel's.
+pub fn list_rules(netlink: &mut Netlink) -> Result<Vec<String>, InterceptError> {
+    let mut found = Vec::new();
+    for family in [V4, V6] {
+        found.extend(rules(netlink, family)?.iter().map(|rule| {
+            let ours = if rule.is_ours() { "  OURS" } else { "" };
+            format!("{}{ours}", rule.describe())
+        }));
+    }
+    Ok(found)
+}
+
+/// The routes of our table in both families, as their messages say.
+///
+/// # Errors
+/// The kernel's.
+pub fn list_routes(netlink: &mut Netlink) -> Result<Vec<String>, InterceptError> {
+    let mut found = Vec::new();
+    for family in [V4, V6] {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family.into();
+        let answers = match netlink.dump("list the routes", &RouteNetlinkMessage::GetRoute(message)) {
+            Err(error) if family == V6 && is_no_family(&error) => continue,
+            other => other?,
+        };
+        for answer in answers {
+            if let Ok(RouteNetlinkMessage::NewRoute(route)) = answer
+                && route.attributes.contains(&RouteAttribute::Table(TABLE))
+            {
+                let RouteHeader {
+                    kind,
+                    scope,
+                    protocol,
+                    ..
+                } = route.header;
+                let name = if family == V6 { "IPv6" } else { "IPv4" };
+                found.push(format!(
+                    "{name} {kind:?} scope {scope:?} protocol {protocol:?} {:?}",
+                    route.attributes
+                ));
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Takes away every rule and route of ours; returns how many.
 ///
 /// # Errors
