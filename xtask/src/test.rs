@@ -32,6 +32,7 @@ pub const SUITES: &[&str] = &[
     "coexist",
     "secrets",
     "soak",
+    "chart",
     "kubernetes",
 ];
 
