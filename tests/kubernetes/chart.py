@@ -1,4 +1,4 @@
-"""Renders the chart offline and judges what comes out; for the suite `chart` and `cargo xtask chart`.
+"""Renders the chart offline and judges what comes out; for the suites `chart` and `kubernetes`. By hand: `target/venv-chart/bin/python`.
 
 chart.py render [VALUES.yaml]     the objects as JSON, by Helm's own SDK
 chart.py validate [VALUES.yaml]   the same against the schemas of four Kubernetes versions, strictly
@@ -70,11 +70,11 @@ def main(verb, *rest):
         else:
             print(json.dumps([document for document in yaml.safe_load_all(render(values)) if document]))
     elif verb == "plain":
-        text = "# Rendered from proxy/dist/helm by `cargo xtask chart`. Do not edit.\n" + render({})
+        text = "# Rendered from proxy/dist/helm by tests/kubernetes/chart.py. Do not edit.\n" + render({})
         if "--check" not in rest:
             PLAIN.write_text(text)
         elif PLAIN.read_text() != text:
-            sys.exit(f"{PLAIN.name} is stale: run `cargo xtask chart` and commit the result")
+            sys.exit(f"{PLAIN.name} is stale: run `target/venv-chart/bin/python tests/kubernetes/chart.py plain` and commit the result")
     elif verb == "values":
         for path, default in leaves(read(CHART / "values.yaml")):
             print(path, default)

@@ -148,13 +148,11 @@ fn rights_are_the_least() -> Result<()> {
         "DAC_OVERRIDE",
         "KILL",
         "NET_ADMIN",
-        "PERFMON",
         "SETGID",
         "SETPCAP",
         "SETUID",
         "SYS_ADMIN",
         "SYS_PTRACE",
-        "SYS_RESOURCE",
     ];
     check_eq!(added, allowed, "capabilities");
     let paths: Vec<&str> = pod["volumes"]
