@@ -25,7 +25,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::cli::output::complain;
 use crate::config::{ConfigErrors, Inputs, Loaded, Reloader};
-use crate::intercept::{ErrorKind, InterceptError};
+use crate::intercept::{ErrorKind, InterceptError, enter_host_cgroups};
 use crate::observe::logging;
 
 /// Exit codes, after sysexits.h.
@@ -159,7 +159,15 @@ fn verb() -> Exit {
         }
     };
     let inputs = cli.inputs;
-    match cli.verb.unwrap_or(Verb::Run) {
+    let verb = cli.verb.unwrap_or(Verb::Run);
+    if matches!(
+        verb,
+        Verb::Run | Verb::Doctor(_) | Verb::Intercept(_) | Verb::Uninstall
+    ) {
+        // Where that may not be, the checks say what does not work for it (`own cgroup`).
+        let _ = enter_host_cgroups();
+    }
+    match verb {
         Verb::Run => run::run(&inputs),
         Verb::Worker(args) => run::worker(&args, &inputs),
         Verb::Probe(args) => run::probe(&args),

@@ -60,7 +60,7 @@ pub use error::{ErrorKind, InterceptError};
 pub use existing::reset_check;
 pub use follow::Changes;
 pub use forecast::{Forecast, forecast};
-pub use host::Cgroup2;
+pub use host::{Cgroup2, enter_host_cgroups};
 pub use kernel_log::KernelLog;
 pub use leaks::LeakStatus;
 pub use load::Features;

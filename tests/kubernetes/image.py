@@ -1,6 +1,9 @@
 """Makes a one-layer container image of local files, for a node that reaches no registry.
 
-image.py OUT.tar NAME:TAG ENTRYPOINT_JSON SRC=DEST... ; `link:TARGET=PATH` makes a symbolic link.
+image.py OUT.tar NAME:TAG ENTRYPOINT_JSON SRC=DEST...
+
+`link:TARGET=PATH` makes a symbolic link, `own:UID=PATH` a folder of that user's and of the group of the same number; `user:UID=` is whom
+the image runs as, `env:NAME=VALUE` a variable of it.
 """
 
 import hashlib
@@ -21,10 +24,13 @@ def layer(files):
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
             tar.addfile(entry)
         for item in files:
-            source, path = item.removeprefix("link:").split("=")
+            source, path = item.removeprefix("link:").removeprefix("own:").split("=")
             entry = tarfile.TarInfo(path.lstrip("/"))
             entry.mode = 0o755
-            if item.startswith("link:"):
+            if item.startswith("own:"):
+                entry.type, entry.uid, entry.gid = tarfile.DIRTYPE, int(source), int(source)
+                tar.addfile(entry)
+            elif item.startswith("link:"):
                 entry.type, entry.linkname = tarfile.SYMTYPE, source
                 tar.addfile(entry)
             else:
@@ -35,11 +41,17 @@ def layer(files):
 
 
 def main(out, name, entrypoint, *files):
-    content = layer(files)
+    told = {"Entrypoint": json.loads(entrypoint), "Env": ["PATH=/bin:/usr/bin"]}
+    for item in files:
+        if item.startswith("user:"):
+            told["User"] = item.removeprefix("user:").rstrip("=")
+        elif item.startswith("env:"):
+            told["Env"].append(item.removeprefix("env:").removesuffix("="))
+    content = layer([item for item in files if not item.startswith(("user:", "env:"))])
     config = json.dumps({
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Entrypoint": json.loads(entrypoint), "Env": ["PATH=/bin:/usr/bin"]},
+        "config": told,
         "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(content).hexdigest()]},
         "history": [{"created_by": "image.py"}],
     }).encode()

@@ -29,6 +29,12 @@ const ADDRESS: &str = "198.51.100.2";
 const API: &str = "10.92.0.1";
 /// The image of [`Kubernetes::pod`]: busybox, curl, `agent-load`, and the world's authority at `/etc/ca.pem`.
 pub const CLIENT: &str = "docker.io/local/client:1";
+/// The packages of PyPI that render and judge the chart, in the versions that the cases were written with.
+const CHART: [&str; 3] = [
+    "helm-python-sdk==0.2.2",
+    "kubernetes-validate==1.37.0",
+    "botocore==1.44.5",
+];
 /// How long a pod may take to run: the node is two cores and everything is new.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -80,6 +86,26 @@ pub fn obstacle() -> Option<String> {
         )),
         Err(error) => Some(format!("{error:#}")),
     }
+}
+
+/// What `tests/kubernetes/chart.py` prints for these words. Its packages of PyPI are put into `target/venv-chart` on first use.
+pub fn chart(words: &[&str]) -> Result<String> {
+    let target = programs().parent().map(Path::to_owned).context("no target")?;
+    let venv = target.join("venv-chart");
+    let python = venv.join("bin/python");
+    let there = || {
+        capture(Command::new(&python).args(["-c", "import helm_python, kubernetes_validate, botocore, yaml"]))
+            .is_ok_and(|output| output.status.success())
+    };
+    if !there() {
+        succeed(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+        succeed(
+            Command::new(&python)
+                .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+                .args(CHART),
+        )?;
+    }
+    succeed(Command::new(&python).arg(folder().join("chart.py")).args(words))
 }
 
 /// Where the scripts are.

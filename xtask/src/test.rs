@@ -37,6 +37,7 @@ pub const SUITES: &[&str] = &[
     "secrets",
     "flare",
     "soak",
+    "chart",
     "kubernetes",
 ];
 

@@ -1,12 +1,14 @@
 //! The cgroup2 hierarchy of this host, and what can be asked of a path.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, statfs};
 use nix::unistd::{AccessFlags, faccessat};
 
@@ -15,6 +17,29 @@ use super::sys;
 
 /// Cgroups that one walk visits at most: far above any host.
 pub(super) const MAX_VISITED: usize = 16_384;
+
+/// The cgroup namespace that the kernel starts with (`PROC_CGROUP_INIT_INO`, include/linux/proc_ns.h).
+const INITIAL: u64 = 0xEFFF_FFFB;
+
+/// Moves this process into the host's cgroup namespace. A container of a host with cgroup2 alone begins in one of its own, in
+/// which no other cgroup has a path that could be opened. Call it before any thread is started: the namespace belongs to threads.
+///
+/// True when it moved; false where it is there, or where process 1 that it can see is not the host's (no `hostPID`).
+///
+/// # Errors
+/// No right: CAP_SYS_PTRACE to see the namespace of process 1, CAP_SYS_ADMIN to enter it.
+pub fn enter_host_cgroups() -> io::Result<bool> {
+    let of = |process: &str| format!("/proc/{process}/ns/cgroup");
+    if fs::metadata(of("self"))?.ino() == INITIAL {
+        return Ok(false);
+    }
+    let host = fs::File::open(of("1"))?;
+    if host.metadata()?.ino() != INITIAL {
+        return Ok(false);
+    }
+    setns(host, CloneFlags::CLONE_NEWCGROUP)?;
+    Ok(true)
+}
 
 /// The cgroup2 hierarchy.
 #[derive(Clone, Debug)]
