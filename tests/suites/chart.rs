@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 use harness::kubernetes::chart;
+use harness::proxy::binary;
 use harness::suite::{case, run};
 use harness::{capture, check, check_eq};
 use serde_json::{Value, json};
@@ -58,9 +59,8 @@ fn every_values_file_renders_and_validates() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let config = folder.path().join("config.yaml");
         std::fs::write(&config, text)?;
-        let binary = std::env::var_os("AGENT_FIPS_PROXY_BIN").context("AGENT_FIPS_PROXY_BIN is not set")?;
         let output = capture(
-            Command::new(binary)
+            Command::new(binary()?)
                 .args(["config", "check", "--config"])
                 .arg(&config),
         )?;

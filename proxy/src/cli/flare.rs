@@ -41,7 +41,7 @@ pub struct FlareArgs {
     /// Ask nothing: write, and send where there is an API key
     #[arg(long)]
     yes: bool,
-    /// Do not ask the running proxy for anything
+    /// Ask neither the running proxy nor the intakes for anything
     #[arg(long)]
     local: bool,
     /// Write it only

@@ -21,6 +21,7 @@ const FILES: &[&str] = &[
     "datapath/cgroups.txt",
     "datapath/classifiers.txt",
     "datapath/routes.txt",
+    "diagnose.txt",
     "doctor.json",
     "doctor.txt",
     "kernel/host.txt",
@@ -32,6 +33,7 @@ const FILES: &[&str] = &[
     "manifest.json",
     "metrics.txt",
     "processes.txt",
+    "self-test.txt",
     "status.json",
     "status.txt",
     "version.json",
@@ -123,6 +125,8 @@ pub fn running() -> Result<()> {
         &[
             ("status.json", "was not asked (--local)"),
             ("metrics.txt", "was not asked (--local)"),
+            ("self-test.txt", "was not asked (--local)"),
+            ("diagnose.txt", "were not asked (--local)"),
             ("configuration.txt", "site "),
         ],
     )

@@ -21,7 +21,7 @@ const HOST: &str = "flare.ddog-gov.com";
 
 fn flare<'a>(world: &'a World, config: &Value, name: &str) -> Result<Flare<'a>> {
     Ok(Flare::new(world, config)?
-        .words(&[CASE, "--email", "you@example.com", "--yes", "--output", name])
+        .words(&[CASE, "--email", "you@example.com", "--yes", "--local", "--output", name])
         .env("DD_API_KEY", API_KEY))
 }
 
@@ -123,7 +123,7 @@ pub fn asks() -> Result<()> {
     let name = key.display().to_string();
     let at_terminal = |text: &str| {
         Flare::new(&world, &world.config())?
-            .words(&["--api-key-file", &name])
+            .words(&["--local", "--api-key-file", &name])
             .type_in(text)
     };
     // Others could have read it.
@@ -154,7 +154,7 @@ pub fn asks() -> Result<()> {
         .run()?;
     check_eq!(said.code, 64, "{said:?}");
     check!(said.err.contains("DD_API_KEY"), "{said:?}");
-    for words in [&["1/2", "--yes"][..], &["--email", "nobody", "--yes"]] {
+    for words in [&["1/2", "--yes", "--local"][..], &["--email", "nobody", "--yes", "--local"]] {
         let said = Flare::new(&world, &world.config())?
             .words(words)
             .env("DD_API_KEY", API_KEY)

@@ -88,7 +88,8 @@ pub(super) fn collect(section: &Section, context: &Arc<Context>, document: &Docu
     };
     let raw = match &section.how {
         How::Running(_) if context.local => Err("the running proxy was not asked (--local)".to_owned()),
-        How::Own(words) | How::Running(words) => own(words),
+        How::Intakes(_) if context.local => Err("the intakes were not asked (--local)".to_owned()),
+        How::Own(words) | How::Running(words) | How::Intakes(words) => own(words),
         How::Program(words) => {
             let (program, words) = words.split_first().unwrap_or((&"", &[]));
             let mut command = Command::new(program);

@@ -44,13 +44,15 @@ pub(super) enum How {
     Own(&'static [&'static str]),
     /// The same, where a proxy has to run for it: not asked with `--local`.
     Running(&'static [&'static str]),
+    /// The same, where it asks the intakes: not with `--local` either.
+    Intakes(&'static [&'static str]),
     /// Another program, where it is installed.
     Program(&'static [&'static str]),
     /// By ourselves. `Err`: why there is none, which is what is kept then.
     Call(fn(&Context) -> Result<String, String>),
 }
 
-use How::{Call, Own, Program, Running};
+use How::{Call, Intakes, Own, Program, Running};
 
 /// All of it, in the order in which it is shown.
 pub(super) const TABLE: &[Section] = &[
@@ -67,7 +69,7 @@ pub(super) const TABLE: &[Section] = &[
         10,
         64,
     ),
-    section("diagnose.txt", Own(&["diagnose"]), 60, 512),
+    section("diagnose.txt", Intakes(&["diagnose"]), 60, 512),
     section("self-test.txt", Running(&["self-test"]), 70, 64),
     section("log/journal.txt", Program(JOURNAL), 30, 4096),
     section("log/standard-error.txt", Call(facts::standard_error), 10, 4096),
