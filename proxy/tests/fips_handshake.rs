@@ -31,7 +31,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, SupportedProtocolVersion};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::net::TcpStream;
+use tokio::net::UnixStream;
 use tokio_rustls::TlsAcceptor;
 
 const NAME: &str = "trace.agent.ddog-gov.com";
@@ -562,12 +562,15 @@ fn upstream(tls_policy: TlsPolicy, ca_file: Option<PathBuf>) -> Upstream {
     }
 }
 
-/// `openssl s_server` on a port of the loopback, ended with the value.
+/// `openssl s_server` on a socket in a folder of its own, ended with the value. Not on a port: between the choice of a free one and its
+/// use another test may have it.
 struct OpenSsl {
     child: Child,
-    port: u16,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
+
+/// Its name there.
+const SOCKET: &str = "socket";
 
 impl OpenSsl {
     /// None, said loudly, where openssl is not installed; with `CI=true` that is a failure.
@@ -587,13 +590,9 @@ impl OpenSsl {
         let key = file("key.der", &server.key);
         let conf = format!("openssl_conf = a\n[a]\nssl_conf = b\n[b]\nsystem_default = c\n[c]\n{settings}\n");
         let conf = file("openssl.cnf", conf.as_bytes());
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
         let child = Command::new("openssl")
-            .args(["s_server", "-quiet", "-accept", &format!("127.0.0.1:{port}")])
+            .args(["s_server", "-quiet", "-unix"])
+            .arg(dir.path().join(SOCKET))
             .args(["-certform", "DER", "-cert"])
             .arg(cert)
             .args(["-keyform", "DER", "-key"])
@@ -604,16 +603,13 @@ impl OpenSsl {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        Some(Self {
-            child,
-            port,
-            _dir: dir,
-        })
+        Some(Self { child, dir })
     }
 
     async fn meet(&self, client: &Client) -> Result<Negotiated, HandshakeError> {
+        let socket = self.dir.path().join(SOCKET);
         for _ in 0..200 {
-            if let Ok(stream) = TcpStream::connect(("127.0.0.1", self.port)).await {
+            if let Ok(stream) = UnixStream::connect(&socket).await {
                 return client
                     .connect(NAME, stream)
                     .await
@@ -621,7 +617,7 @@ impl OpenSsl {
             }
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
-        panic!("openssl s_server did not open port {}", self.port);
+        panic!("openssl s_server did not open {}", socket.display());
     }
 }
 

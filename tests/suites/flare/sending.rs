@@ -21,7 +21,15 @@ const HOST: &str = "flare.ddog-gov.com";
 
 fn flare<'a>(world: &'a World, config: &Value, name: &str) -> Result<Flare<'a>> {
     Ok(Flare::new(world, config)?
-        .words(&[CASE, "--email", "you@example.com", "--yes", "--local", "--output", name])
+        .words(&[
+            CASE,
+            "--email",
+            "you@example.com",
+            "--yes",
+            "--local",
+            "--output",
+            name,
+        ])
         .env("DD_API_KEY", API_KEY))
 }
 
@@ -154,7 +162,10 @@ pub fn asks() -> Result<()> {
         .run()?;
     check_eq!(said.code, 64, "{said:?}");
     check!(said.err.contains("DD_API_KEY"), "{said:?}");
-    for words in [&["1/2", "--yes", "--local"][..], &["--email", "nobody", "--yes", "--local"]] {
+    for words in [
+        &["1/2", "--yes", "--local"][..],
+        &["--email", "nobody", "--yes", "--local"],
+    ] {
         let said = Flare::new(&world, &world.config())?
             .words(words)
             .env("DD_API_KEY", API_KEY)
