@@ -13,6 +13,7 @@ use aya::programs::TcAttachType;
 use aya::programs::links::LinkOrder;
 use aya::programs::sk_lookup::SkLookupLink;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::namespaces::{Pods, kernel};
@@ -216,7 +217,8 @@ fn capture() -> io::Result<Socket> {
     let all = Protocol::from(i32::from(3_u16.to_be()));
     let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(all))?;
     socket.set_nonblocking(true)?;
-    socket.set_recv_buffer_size(4 << 20)?;
+    // By force: what one may ask for otherwise is less than what a case sends.
+    setsockopt(&socket, sockopt::RcvBufForce, &(16 << 20))?;
     Ok(socket)
 }
 
