@@ -1,7 +1,6 @@
 //! `cargo xtask audit`: what the release build is made of. Acceptance 11.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
@@ -10,7 +9,6 @@ use crate::{build, setup, sh, test};
 /// Pinned, so that a new release of a tool never changes what a commit means.
 const CARGO_DENY: &str = "0.20.2";
 const CARGO_AUDIT: &str = "0.22.2";
-const RUST_AUDIT_INFO: &str = "0.5.4";
 
 /// Crates of which nothing may be in the resolved graph, dev-dependencies and other targets included. Also banned in
 /// deny.toml; asked here once more through cargo itself, which needs no configuration.
@@ -53,9 +51,6 @@ pub fn run(options: &Options) -> Result<()> {
     step("bans, licences and sources (cargo deny)", deny());
     step("advisories (cargo audit)", advisories());
     step("the binary", binary(options.debug));
-    if !options.debug {
-        step("the list of crates in the binary (cargo auditable)", auditable());
-    }
     if !failed.is_empty() {
         bail!("audit failed: {}", failed.join("; "));
     }
@@ -161,38 +156,15 @@ fn binary(debug: bool) -> Result<()> {
     )
 }
 
-/// What the release says of itself names the crates that must be in it, and none of the banned.
-fn auditable() -> Result<()> {
-    let program = tool("rust-audit-info", RUST_AUDIT_INFO, &[])?;
-    let text = sh::output(Command::new(program).arg(build::binary(false)))?;
-    let list: serde_json::Value = serde_json::from_str(&text)?;
-    let packages = list["packages"].as_array().context("no list of packages")?;
-    for (name, version) in PINNED {
-        if !packages
-            .iter()
-            .any(|one| one["name"] == *name && one["version"] == *version)
-        {
-            bail!("{name} {version} is not in the list of {} crates", packages.len());
-        }
-    }
-    match packages
-        .iter()
-        .find(|one| BANNED.iter().any(|name| one["name"] == *name))
-    {
-        Some(banned) => bail!("{} is in the list", banned["name"]),
-        None => Ok(()),
-    }
-}
-
 /// A tool of this exact version inside `target/tools`, built when it is not there yet (minutes, once).
-pub fn tool(name: &str, version: &str, options: &[&str]) -> Result<PathBuf> {
+fn tool(name: &str, version: &str, options: &[&str]) -> Result<PathBuf> {
     let program = setup::tools().join("bin").join(name);
     // cargo's own list: not every tool says its version.
     let installed = std::fs::read_to_string(setup::tools().join(".crates.toml")).unwrap_or_default();
     if program.is_file() && installed.contains(&format!("\"{name} {version} (")) {
         return Ok(program);
     }
-    eprintln!("setup: building {name} {version} into target/tools (some minutes, once)");
+    eprintln!("audit: building {name} {version} into target/tools (some minutes, once)");
     let mut command = sh::cargo();
     command
         .args([

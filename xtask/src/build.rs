@@ -5,10 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{audit, sh};
-
-/// Writes the list of crates into the program, where scanners find it. Pinned: it is part of what a commit builds.
-const CARGO_AUDITABLE: &str = "0.7.7";
+use crate::sh;
 
 /// Options of `cargo xtask build`.
 #[derive(clap::Args, Default)]
@@ -28,11 +25,7 @@ pub fn run(options: &Options) -> Result<()> {
     if options.debug {
         sh::run(sh::cargo().args(build))?;
     } else {
-        let auditable = audit::tool("cargo-auditable", CARGO_AUDITABLE, &[])?;
-        let mut command = sh::command(auditable);
-        // As cargo itself would start it.
-        command.arg("auditable").args(build).arg("--release");
-        sh::run(release(&mut command)?)?;
+        sh::run(release(sh::cargo().args(build).arg("--release"))?)?;
     }
     let binary = binary(options.debug);
     let size = std::fs::metadata(&binary)
