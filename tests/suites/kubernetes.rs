@@ -1,8 +1,5 @@
 //! On a real one-node Kubernetes: kubelet, containerd, kube-proxy and the CNI plug-ins as a cluster has them.
 
-#[path = "kubernetes/daemonset.rs"]
-mod daemonset;
-
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -27,11 +24,6 @@ fn main() -> ExitCode {
             "the_labelled_pod_is_intercepted",
             &[Need::Kubernetes, Need::Bpf],
             the_labelled_pod_is_intercepted,
-        ),
-        case(
-            "the_chart_serves_a_node",
-            &[Need::Kubernetes, Need::Bpf],
-            daemonset::the_chart_serves_a_node,
         ),
     ])
 }
