@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io::{self, Write};
 
+use serde::Serialize;
+
 use super::Exit;
 
 /// As `println!`, but a reader that has gone ends the program quietly.
@@ -22,6 +24,20 @@ pub(crate) fn stdout(text: fmt::Arguments<'_>) {
     if writeln!(io::stdout().lock(), "{text}").is_err() {
         // Whoever wanted to know has heard enough.
         std::process::exit(Exit::Ok as i32);
+    }
+}
+
+/// A report as indented JSON, to standard output.
+pub(crate) fn json(report: &impl Serialize) -> Exit {
+    match serde_json::to_string_pretty(report) {
+        Ok(text) => {
+            say!("{text}");
+            Exit::Ok
+        }
+        Err(error) => {
+            complain!("agent-fips-proxy: {error}");
+            Exit::Internal
+        }
     }
 }
 

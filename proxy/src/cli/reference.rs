@@ -2,7 +2,7 @@
 //! makes manual pages and shell completions of. The program carries no generator of these: it only says what there is.
 
 use super::Exit;
-use crate::cli::output::{complain, say};
+use crate::cli::output::{json, say};
 use crate::{catalog, config};
 
 mod commands;
@@ -35,17 +35,4 @@ pub(super) fn run(args: &ReferenceArgs) -> Exit {
         Page::Settings => return json(&settings::all()),
     }
     Exit::Ok
-}
-
-fn json(page: &impl serde::Serialize) -> Exit {
-    match serde_json::to_string_pretty(page) {
-        Ok(text) => {
-            say!("{text}");
-            Exit::Ok
-        }
-        Err(error) => {
-            complain!("agent-fips-proxy: {error}");
-            Exit::Internal
-        }
-    }
 }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Exit;
-use crate::cli::output::{complain, say};
+use crate::cli::output::{complain, json, say};
 use crate::supervise::handover;
 use crate::tls::{self, ModuleStatus};
 
@@ -42,16 +42,7 @@ pub(super) fn run(args: &VersionArgs) -> Exit {
         module,
     };
     if args.json {
-        return match serde_json::to_string_pretty(&report) {
-            Ok(text) => {
-                say!("{text}");
-                Exit::Ok
-            }
-            Err(error) => {
-                complain!("agent-fips-proxy: {error}");
-                Exit::Internal
-            }
-        };
+        return json(&report);
     }
     say!("agent-fips-proxy {} (commit {})", report.version, report.commit);
     say!("eBPF programs compiled by {}", report.ebpf_compiler);
